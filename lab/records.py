@@ -1,0 +1,107 @@
+"""What a run and a study write down, and how it is read back.
+
+    runs/<study>/plan.json                     every run of the study, complete, with its arm, budget, rung and replicate
+    runs/<study>/runs/<run_id>/run.json        one Run (lab.spec), complete
+                               metrics.jsonl   one line per logged block of steps
+                               result.json     how it ended: `outcome` is deterministic, `measured` is not
+                               checkpoints/    Orbax
+
+Every file is written whole or not at all (a temporary name, then a rename). JSON has no infinities and no NaN: a loss
+that does not exist is null.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+PLAN, RUN, METRICS, RESULT = "plan.json", "run.json", "metrics.jsonl", "result.json"
+
+
+def run_directory(study: Path, run_id: str) -> Path:
+    return Path(study) / "runs" / run_id
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes `value` to `path` atomically and durably; raises ValueError on NaN or infinity."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads one record; raises ValueError naming the path where it is torn or of another schema."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a whole JSON file ({error}); restore it, or delete it to run again"
+        ) from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        raise ValueError(
+            f"{path}: schema {found!r}, this version reads {SCHEMA}; read it with the version that wrote it"
+        )
+    return value
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """result.json of one run, or None where the run has not ended."""
+    path = Path(run_dir) / RESULT
+    return read_json(path) if path.exists() else None
+
+
+def read_plan(study: Path) -> dict[str, Any]:
+    path = Path(study) / PLAN
+    if not path.exists():
+        raise ValueError(
+            f"{study}: no {PLAN} here; give the directory that `lab run` or `lab plan --out` wrote"
+        )
+    return read_json(path)
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl; lines of steps that a resumed run will take again are cut off first."""
+
+    def __init__(self, run_dir: Path, *, resume_step: int):
+        self.path = Path(run_dir) / METRICS
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step]
+        temporary = self.path.with_name(f".{METRICS}.{uuid.uuid4().hex[:8]}")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def write(self, **values: float | int | None) -> None:
+        self.file.write(json.dumps(values, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Every whole line of metrics.jsonl (a torn last line, from a killed writer, is left out)."""
+    path = Path(run_dir) / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

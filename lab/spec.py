@@ -1,0 +1,375 @@
+"""A Run: everything that decides what is trained, and nothing that does not.
+
+A Run is frozen, checked when it is made, and written as complete JSON: every field is there, an unknown or missing one
+is an error. Its id is a slug and a hash of that JSON; paths, devices and library versions are recorded with the result
+but are not part of what a run is.
+
+Letters: B examples in a batch, S input length, T target length, D model width, F feed-forward width, N query heads,
+K key-value heads, H head width, L layers of the target stream, V vocabulary.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lab import structure as structures
+from lab.structure import Structure
+
+SCHEMA = 1
+
+
+def require(ok: bool, name: str, value: object, remedy: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} = {value!r}: {remedy}")
+
+
+def _check_choice(name: str, value: object, allowed: object) -> None:
+    choices = get_args(allowed)
+    require(value in choices, name, value, f"use one of {', '.join(map(str, choices))}")
+
+
+def _check_integer(name: str, value: object, minimum: int) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    require(ok, name, value, f"use a whole number of at least {minimum}")
+
+
+def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    ok = ok and (low < value if open_low else low <= value) and value <= high
+    require(ok, name, value, f"use a number in {'(' if open_low else '['}{low:g}, {high:g}]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of one model. `L_input` is the depth of the input stream; it differs from L only in encoder-decoders."""
+
+    D: int
+    F: int
+    N: int
+    K: int
+    H: int
+    L: int
+    L_input: int
+
+    def __post_init__(self):
+        for name in ("D", "F", "N", "K", "H", "L", "L_input"):
+            _check_integer(f"shape.{name}", getattr(self, name), 1)
+        require(
+            self.N % self.K == 0,
+            "shape.K",
+            self.K,
+            f"use a divisor of shape.N = {self.N} (K=N is multi-head, K=1 multi-query)",
+        )
+        require(
+            self.H % 2 == 0,
+            "shape.H",
+            self.H,
+            "use an even head width: rotary positions turn pairs of channels",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all structures share. Each choice is one function and one dict line in lab.layers."""
+
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    qk_norm: bool = True
+    tied_embeddings: bool = True
+    # Whether the targets' positions go on where the inputs end, or start again at 0.
+    positions: Literal["continue", "restart"] = "continue"
+
+    def __post_init__(self):
+        _check_choice("options.mlp", self.mlp, Literal["swiglu", "gelu"])
+        _check_choice("options.positions", self.positions, Literal["continue", "restart"])
+        for name in ("qk_norm", "tied_embeddings"):
+            require(
+                isinstance(getattr(self, name), bool),
+                f"options.{name}",
+                getattr(self, name),
+                "use true or false",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """lm: predict T targets after S inputs; loss 'all' also scores inputs 2..S. masked_lm: predict T masked of S tokens."""
+
+    name: Literal["lm", "masked_lm"] = "lm"
+    S: int
+    T: int
+    loss: Literal["targets", "all"] = "targets"
+
+    def __post_init__(self):
+        _check_choice("objective.name", self.name, Literal["lm", "masked_lm"])
+        _check_choice("objective.loss", self.loss, Literal["targets", "all"])
+        _check_integer("objective.S", self.S, 1)
+        _check_integer("objective.T", self.T, 1)
+        if self.name == "masked_lm":
+            require(
+                self.T <= self.S, "objective.T", self.T, f"mask at most the S = {self.S} tokens there are"
+            )
+            require(
+                self.loss == "targets",
+                "objective.loss",
+                self.loss,
+                "masked_lm scores the masked tokens: use 'targets'",
+            )
+
+    @property
+    def length(self) -> int:
+        """Tokens of text in one example."""
+        return self.S if self.name == "masked_lm" else self.S + self.T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A corpus, fixed by its manifest's hash. `path` says where it lies here and is not part of the run's identity."""
+
+    corpus: str = "python"
+    path: str | None = None
+    manifest: str  # SHA-256 of the corpus's manifest (lab.data.corpora.manifest)
+    train_tokens: (
+        int  # tokens of text in the training split, as the manifest counts them: what epochs are planned from
+    )
+    held_out: float = 0.05
+    allow_repeat: bool = False
+
+    def __post_init__(self):
+        require(
+            bool(self.corpus) and isinstance(self.corpus, str), "data.corpus", self.corpus, "name a corpus"
+        )
+        require(
+            isinstance(self.manifest, str) and len(self.manifest) == 64,
+            "data.manifest",
+            self.manifest,
+            "use the SHA-256 that lab.data.describe gives",
+        )
+        _check_integer("data.train_tokens", self.train_tokens, 1)
+        _check_number("data.held_out", self.held_out, 0.0, 0.5, open_low=True)
+        require(
+            isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Shares (warmup, decay) are of the budget, in the budget's own unit; `final` is a share of the peak rate."""
+
+    name: str = "adamw"
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on matrices; never on embeddings, norms or other vectors
+    clip: float = 1.0  # global gradient norm
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    warmup: float = 0.05
+    decay: float | None = None  # wsd only: the share at the end over which the rate falls linearly
+    final: float = 0.0
+
+    def __post_init__(self):
+        require(
+            bool(self.name) and isinstance(self.name, str), "optimizer.name", self.name, "name an optimizer"
+        )
+        _check_number("optimizer.learning_rate", self.learning_rate, 0.0, 10.0, open_low=True)
+        _check_number("optimizer.beta1", self.beta1, 0.0, 0.9999)
+        _check_number("optimizer.beta2", self.beta2, 0.0, 0.999999)
+        _check_number("optimizer.eps", self.eps, 0.0, 1.0, open_low=True)
+        _check_number("optimizer.weight_decay", self.weight_decay, 0.0, 100.0)
+        _check_number("optimizer.clip", self.clip, 0.0, 1e9, open_low=True)
+        _check_choice("optimizer.schedule", self.schedule, Literal["cosine", "linear", "wsd"])
+        _check_number("optimizer.warmup", self.warmup, 0.0, 0.9)
+        _check_number("optimizer.final", self.final, 0.0, 1.0)
+        if self.schedule == "wsd":
+            require(
+                self.decay is not None,
+                "optimizer.decay",
+                self.decay,
+                "wsd needs the share of the budget that decays, such as 0.2",
+            )
+            _check_number("optimizer.decay", self.decay, 0.0, 1.0 - self.warmup, open_low=True)
+        else:
+            require(
+                self.decay is None,
+                "optimizer.decay",
+                self.decay,
+                f"{self.schedule} decays from the end of warm-up: use null, or schedule='wsd'",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much, in one unit. Stop and schedules are functions of the spent share of it."""
+
+    unit: Literal["flops", "tokens", "steps"] = "flops"
+    amount: float
+    convention: Literal["exact", "dense", "6nd", "textbook"] = "exact"  # how flops are counted: lab.cost
+
+    def __post_init__(self):
+        _check_choice("budget.unit", self.unit, Literal["flops", "tokens", "steps"])
+        _check_number("budget.amount", self.amount, 0.0, 1e40, open_low=True)
+        _check_choice("budget.convention", self.convention, Literal["exact", "dense", "6nd", "textbook"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    init: int = 0
+    data: int = 0
+
+    def __post_init__(self):
+        for name in ("init", "data"):
+            _check_integer(f"seed.{name}", getattr(self, name), 0)
+            require(
+                getattr(self, name) < 2**31, f"seed.{name}", getattr(self, name), "use a number below 2^31"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """`examples` held-out examples, the same for every arm; evaluated `times` times at equal shares, the last at the end."""
+
+    examples: int = 512
+    times: int = 1
+
+    def __post_init__(self):
+        _check_integer("evaluation.examples", self.examples, 1)
+        _check_integer("evaluation.times", self.times, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    structure: Structure
+    shape: Shape
+    options: Options = field(default_factory=Options)
+    objective: Objective
+    data: Data
+    optimizer: Optimizer
+    budget: Budget
+    batch: int  # examples a step
+    seed: Seed = field(default_factory=Seed)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    precision: Literal["f32", "bf16"] = "f32"  # of the computation; parameters, softmax and loss are f32
+    revision: int = 0  # raise it to run again what was run before
+
+    def __post_init__(self):
+        _check_integer("batch", self.batch, 1)
+        _check_choice("precision", self.precision, Literal["f32", "bf16"])
+        _check_integer("revision", self.revision, 0)
+        structures.check(
+            self.structure,
+            L=self.shape.L,
+            L_input=self.shape.L_input,
+            loss=self.objective.loss,
+            masked_lm=self.objective.name == "masked_lm",
+        )
+
+    @property
+    def run_id(self) -> str:
+        """Slug for people, and ten hexadecimal digits of the content's SHA-256 for machines."""
+        content = to_json(self)
+        del content["data"]["path"]
+        digest = hashlib.sha256(
+            json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
+        amount = f"{self.budget.amount:.2e}".replace("e+", "e")
+        loss = "-all" if self.objective.loss == "all" else ""
+        return f"{self.structure.name}{loss}-d{self.shape.D}-l{self.shape.L}-{amount}{self.budget.unit}-{digest[:10]}"
+
+
+def to_json(value: Run) -> dict[str, Any]:
+    """Complete JSON of a Run; numbers are written in their declared type, so that 1 and 1.0 hash alike."""
+    return {"schema": SCHEMA, **_encode(value)}
+
+
+def from_json(content: object) -> Run:
+    """The Run that `to_json` wrote; raises ValueError naming the key for anything unknown, missing or ill-typed."""
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"a run is a JSON object, not {type(content).__name__}; `lab describe` shows a complete one"
+        )
+    content = dict(content)
+    schema = content.pop("schema", None)
+    require(schema == SCHEMA, "schema", schema, f"this version reads {SCHEMA}")
+    return _decode(Run, content, "")
+
+
+def read_run(path: Path) -> Run:
+    """Reads run.json; errors name the file."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: no such file; `lab plan STUDY --out DIR` writes plans, and each run's directory holds a run.json"
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    try:
+        return from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """' (did you mean ...?)' for a name close to a known one, else the known ones."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+
+
+def _encode(value: Any) -> dict[str, Any]:
+    hints = get_type_hints(type(value))
+    encoded = {}
+    for item in dataclasses.fields(value):
+        content = getattr(value, item.name)
+        if dataclasses.is_dataclass(content):
+            encoded[item.name] = _encode(content)
+        elif content is not None and float in (hints[item.name], *get_args(hints[item.name])):
+            encoded[item.name] = float(content)
+        else:
+            encoded[item.name] = content
+    return encoded
+
+
+def _decode(kind: Any, content: object, where: str) -> Any:
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{where or 'run'} = {content!r}: use an object with {', '.join(f.name for f in dataclasses.fields(kind))}"
+        )
+    prefix = f"{where}." if where else ""
+    hints = get_type_hints(kind)
+    names = [item.name for item in dataclasses.fields(kind)]
+    for name in content:
+        if name not in names:
+            raise ValueError(f"unknown key {prefix}{name}: {nearest(str(name), names)}")
+    for name in names:
+        if name not in content:
+            raise ValueError(
+                f"missing key {prefix}{name}: a run's JSON is complete; `lab describe` shows a whole one"
+            )
+    values = {}
+    for name in names:
+        hint, value = hints[name], content[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _decode(hint, value, prefix + name)
+        else:
+            values[name] = _typed(hint, value, prefix + name)
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    if get_origin(hint) is Literal:
+        _check_choice(name, value, hint)
+        return value
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not any(value is None if kind is type(None) else type(value) is kind for kind in kinds):
+        expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{name} = {value!r}: use {expected}")
+    return value
