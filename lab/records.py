@@ -1,6 +1,6 @@
 """What a run and a study write down, and how it is read back.
 
-    runs/<study>/plan.json                     every run of the study, complete, with its arm, budget, rung and replicate
+    runs/<study>/plan.json                     every run of the study, complete, and its arm, budget, rung and replicate
     runs/<study>/runs/<run_id>/run.json        one Run (lab.spec), complete
                                metrics.jsonl   one line per logged block of steps
                                result.json     how it ended: `outcome` is deterministic, `measured` is not
@@ -47,9 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a whole JSON file ({error}); restore it, or delete it to run again"
-        ) from error
+        raise ValueError(f"{path}: not a whole JSON file ({error}); restore it, or delete it to run again") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         raise ValueError(
@@ -67,9 +65,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 def read_plan(study: Path) -> dict[str, Any]:
     path = Path(study) / PLAN
     if not path.exists():
-        raise ValueError(
-            f"{study}: no {PLAN} here; give the directory that `lab run` or `lab plan --out` wrote"
-        )
+        raise ValueError(f"{study}: no {PLAN} here; give the directory that `lab run` or `lab plan --out` wrote")
     return read_json(path)
 
 

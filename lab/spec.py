@@ -98,7 +98,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """lm: predict T targets after S inputs; loss 'all' also scores inputs 2..S. masked_lm: predict T masked of S tokens."""
+    """lm: T targets after S inputs; loss 'all' also scores inputs 2..S. masked_lm: T masked of S tokens."""
 
     name: Literal["lm", "masked_lm"] = "lm"
     S: int
@@ -111,9 +111,7 @@ class Objective:
         _check_integer("objective.S", self.S, 1)
         _check_integer("objective.T", self.T, 1)
         if self.name == "masked_lm":
-            require(
-                self.T <= self.S, "objective.T", self.T, f"mask at most the S = {self.S} tokens there are"
-            )
+            require(self.T <= self.S, "objective.T", self.T, f"mask at most the S = {self.S} tokens there are")
             require(
                 self.loss == "targets",
                 "objective.loss",
@@ -133,17 +131,14 @@ class Data:
 
     corpus: str = "python"
     path: str | None = None
-    manifest: str  # SHA-256 of the corpus's manifest (lab.data.corpora.manifest)
-    train_tokens: (
-        int  # tokens of text in the training split, as the manifest counts them: what epochs are planned from
-    )
-    held_out: float = 0.05
-    allow_repeat: bool = False
+    manifest: str  # SHA-256 of the corpus's manifest (lab.data.manifest)
+    train_tokens: int  # tokens of text in the training split, as the manifest counts them: what epochs are planned from
+    tokenizer: str = "bytes"
+    held_out: float = 0.05  # share of the documents
+    allow_repeat: bool = False  # more than 4 epochs
 
     def __post_init__(self):
-        require(
-            bool(self.corpus) and isinstance(self.corpus, str), "data.corpus", self.corpus, "name a corpus"
-        )
+        require(bool(self.corpus) and isinstance(self.corpus, str), "data.corpus", self.corpus, "name a corpus")
         require(
             isinstance(self.manifest, str) and len(self.manifest) == 64,
             "data.manifest",
@@ -151,10 +146,14 @@ class Data:
             "use the SHA-256 that lab.data.describe gives",
         )
         _check_integer("data.train_tokens", self.train_tokens, 1)
-        _check_number("data.held_out", self.held_out, 0.0, 0.5, open_low=True)
         require(
-            isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false"
+            bool(self.tokenizer) and isinstance(self.tokenizer, str),
+            "data.tokenizer",
+            self.tokenizer,
+            "name a tokenizer",
         )
+        _check_number("data.held_out", self.held_out, 0.0, 0.5, open_low=True)
+        require(isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +173,7 @@ class Optimizer:
     final: float = 0.0
 
     def __post_init__(self):
-        require(
-            bool(self.name) and isinstance(self.name, str), "optimizer.name", self.name, "name an optimizer"
-        )
+        require(bool(self.name) and isinstance(self.name, str), "optimizer.name", self.name, "name an optimizer")
         _check_number("optimizer.learning_rate", self.learning_rate, 0.0, 10.0, open_low=True)
         _check_number("optimizer.beta1", self.beta1, 0.0, 0.9999)
         _check_number("optimizer.beta2", self.beta2, 0.0, 0.999999)
@@ -225,14 +222,12 @@ class Seed:
     def __post_init__(self):
         for name in ("init", "data"):
             _check_integer(f"seed.{name}", getattr(self, name), 0)
-            require(
-                getattr(self, name) < 2**31, f"seed.{name}", getattr(self, name), "use a number below 2^31"
-            )
+            require(getattr(self, name) < 2**31, f"seed.{name}", getattr(self, name), "use a number below 2^31")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """`examples` held-out examples, the same for every arm; evaluated `times` times at equal shares, the last at the end."""
+    """`examples` held-out examples, the same for every arm, `times` times at equal shares, the last at the end."""
 
     examples: int = 512
     times: int = 1
@@ -274,9 +269,7 @@ class Run:
         """Slug for people, and ten hexadecimal digits of the content's SHA-256 for machines."""
         content = to_json(self)
         del content["data"]["path"]
-        digest = hashlib.sha256(
-            json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-        ).hexdigest()
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         amount = f"{self.budget.amount:.2e}".replace("e+", "e")
         loss = "-all" if self.objective.loss == "all" else ""
         return f"{self.structure.name}{loss}-d{self.shape.D}-l{self.shape.L}-{amount}{self.budget.unit}-{digest[:10]}"
@@ -290,9 +283,7 @@ def to_json(value: Run) -> dict[str, Any]:
 def from_json(content: object) -> Run:
     """The Run that `to_json` wrote; raises ValueError naming the key for anything unknown, missing or ill-typed."""
     if not isinstance(content, dict):
-        raise ValueError(
-            f"a run is a JSON object, not {type(content).__name__}; `lab describe` shows a complete one"
-        )
+        raise ValueError(f"a run is a JSON object, not {type(content).__name__}; `lab describe` shows a complete one")
     content = dict(content)
     schema = content.pop("schema", None)
     require(schema == SCHEMA, "schema", schema, f"this version reads {SCHEMA}")
@@ -349,9 +340,7 @@ def _decode(kind: Any, content: object, where: str) -> Any:
             raise ValueError(f"unknown key {prefix}{name}: {nearest(str(name), names)}")
     for name in names:
         if name not in content:
-            raise ValueError(
-                f"missing key {prefix}{name}: a run's JSON is complete; `lab describe` shows a whole one"
-            )
+            raise ValueError(f"missing key {prefix}{name}: a run's JSON is complete; `lab describe` shows a whole one")
     values = {}
     for name in names:
         hint, value = hints[name], content[name]

@@ -114,6 +114,4 @@ def canonical(structure: Structure, *, L: int, S: int, loss: str) -> Structure:
 
 def differences(more: Structure, less: Structure) -> tuple[str, ...]:
     """The dials on which two structures differ."""
-    return tuple(
-        dial for dial in ("cross", "stacks", "memory", "inputs") if getattr(more, dial) != getattr(less, dial)
-    )
+    return tuple(dial for dial in ("cross", "stacks", "memory", "inputs") if getattr(more, dial) != getattr(less, dial))

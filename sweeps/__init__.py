@@ -1,0 +1,7 @@
+"""Many runs: `plan(study)` solves them, `run(plan)` trains them and goes on where it was stopped."""
+
+from sweeps.execute import run
+from sweeps.plan import Plan, plan
+from sweeps.study import Match, Study, arm, corpus, load
+
+__all__ = ["Match", "Plan", "Study", "arm", "corpus", "load", "plan", "run"]

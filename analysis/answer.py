@@ -1,0 +1,340 @@
+"""Everything that a report says about a study, computed once: from records to verdicts. It draws and prints nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import compare, noise
+from analysis.compare import Compared, Difference, Reading, Verdict
+from analysis.crossing import COLUMNS, Crossing, crossing, frontier, search_grid
+from analysis.fit import DELTA, LEAST_SQUARES, Fit, fit_law
+from analysis.frame import compact, finished, load
+from analysis.isoflop import Minima, Minimum, minima
+from analysis.noise import LackOfFit, Noise
+from analysis.refusal import Refusal, Refused, attempt
+from analysis.resample import Draws, cluster_bootstrap, interval
+
+LAW = "chinchilla_by_arm"
+DELTAS = (1e-4, DELTA, 1e-2, LEAST_SQUARES)
+MAX_EPOCHS, MAX_EPOCH_RATIO = 4.0, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """The arm's difference to the baseline at the largest budget (nats) when one choice of the analysis is another."""
+
+    choice: str
+    arm: str
+    value: float
+    reads: str
+    changes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """`differences` are in range and model-free; `law`, `draws`, `crossings` and `gaps` come from the shared L(N, D).
+
+    `gaps` holds, for each arm, the difference of the fitted best losses on `compute` with its 95% band: shape (3, C),
+    low, median, high.
+    """
+
+    study: dict[str, Any]
+    frame: pd.DataFrame
+    noise: Noise | Refused
+    lack_of_fit: LackOfFit | Refused
+    minima: Minima
+    differences: Compared
+    verdicts: tuple[Verdict, ...]
+    law: Fit | Refused
+    draws: Draws | Refused
+    compute: np.ndarray
+    gaps: dict[str, np.ndarray]
+    crossings: dict[str, Crossing | Refused]
+    curves: dict[str, Fit | Refused]
+    readings: tuple[Reading, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    caveats: tuple[str, ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(self.study["arms"])
+
+    @property
+    def baseline(self) -> str:
+        return self.study["baseline"]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return tuple(arm for arm in self.arms if arm != self.baseline)
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return tuple(sorted(float(budget) for budget in self.frame["budget"].unique()))
+
+
+def analyse(path: str | Path) -> Answer:
+    """The answer for the study in directory `path`; what can not be said is a Refused with its reason."""
+    frame = load(path)
+    study = frame.attrs["study"]
+    arms, baseline = list(study["arms"]), study["baseline"]
+    found = minima(frame)
+    seeds = noise.seed_noise(frame)
+    # Without replicates the parabolas' residuals are the only measure of noise that is left.
+    judged_by = seeds if isinstance(seeds, Noise) else noise.scatter(found)
+    compared = compare.differences(frame, found, judged_by if isinstance(judged_by, Noise) else seeds)
+    verdicts = tuple(compare.verdict(arm, baseline, compared) for arm in arms if arm != baseline)
+    law = attempt(lambda: _shared_law(frame))
+    draws = attempt(lambda: _draws(law, frame))
+    budgets = sorted(frame["budget"].unique())
+    compute = search_grid(budgets)
+    gaps, crossings = _crossings(frame, draws, compared, compute, budgets)
+    curves = {arm: attempt(lambda arm=arm: _curve(found, arm)) for arm in arms}
+    readings = tuple(compare.readings(frame, found, compared))
+    lack = noise.lack_of_fit(frame, found)
+    return Answer(
+        study=study,
+        frame=frame,
+        noise=judged_by,
+        lack_of_fit=lack,
+        minima=found,
+        differences=compared,
+        verdicts=verdicts,
+        law=law,
+        draws=draws,
+        compute=compute,
+        gaps=gaps,
+        crossings=crossings,
+        curves=curves,
+        readings=readings,
+        sensitivity=tuple(_sensitivity(frame, found, compared, judged_by, law, readings)),
+        caveats=tuple(_caveats(frame, found, judged_by, lack, law, draws)),
+    )
+
+
+def _shared_law(frame: pd.DataFrame, *, delta: float = DELTA, weights: Any = None) -> Fit:
+    rows = finished(frame)
+    if rows.empty:
+        raise Refusal("no run has finished, so there is nothing to fit")
+    return fit_law(LAW, rows, columns=COLUMNS, delta=delta, weights=weights)
+
+
+def _draws(law: Fit | Refused, frame: pd.DataFrame) -> Draws:
+    """Configurations are resampled within each arm: the seeds of one configuration share all that the law may miss."""
+    if isinstance(law, Refused):
+        raise Refusal(law.reason)
+    if not law.converged:
+        raise Refusal(f"the shared law is not to be trusted ({law.status}), so it is not resampled")
+    rows = finished(frame)
+    # Arms that share a run share its configuration only within themselves; both then move independently, which widens.
+    cells = rows["arm"] + "|" + rows["budget"].astype(str) + "|" + rows["rung"].astype(str)
+    return cluster_bootstrap(law, cells, strata=rows["arm"])
+
+
+def _crossings(
+    frame: pd.DataFrame, draws: Draws | Refused, compared: Compared, compute: np.ndarray, budgets: list[float]
+) -> tuple[dict[str, np.ndarray], dict[str, Crossing | Refused]]:
+    arms, baseline = list(frame.attrs["study"]["arms"]), frame.attrs["study"]["baseline"]
+    gaps: dict[str, np.ndarray] = {}
+    found: dict[str, Crossing | Refused] = {}
+    same = {arm for (arm, _), value in compared.items() if isinstance(value, Difference) and value.same_runs}
+    fitted = () if isinstance(draws, Refused) else draws.fit.arms
+    base = frontier(draws, frame, baseline, compute) if isinstance(draws, Draws) and baseline in fitted else None
+    for arm in arms:
+        if arm == baseline:
+            continue
+        if isinstance(draws, Refused):
+            found[arm] = draws
+        elif base is None or arm not in fitted:
+            found[arm] = Refused(reason=f"no run of {baseline if base is None else arm} has finished")
+        elif arm in same:
+            found[arm] = Refused(reason=f"{arm} and {baseline} are the same runs")
+        elif len(budgets) < 2:
+            found[arm] = Refused(reason="one budget shows no trend with compute; plan at least two")
+        else:
+            gap = frontier(draws, frame, arm, compute) - base
+            gaps[arm] = np.quantile(gap, [0.025, 0.5, 0.975], axis=0)
+            found[arm] = crossing(compute, gap, arm=arm, baseline=baseline, budgets=budgets)
+    return gaps, found
+
+
+def _curve(found: Minima, arm: str) -> Fit:
+    points = [m for (name, _), m in found.items() if name == arm and isinstance(m, Minimum)]
+    if not points:
+        raise Refusal(f"{arm} has no iso-FLOP minimum at any budget")
+    return fit_law("power_law_with_asymptote", {"C": [m.budget for m in points], "loss": [m.loss for m in points]})
+
+
+# --- what else could have been chosen
+# ------------------------------------------------------------------------------------
+
+
+def _sensitivity(
+    frame: pd.DataFrame,
+    found: Minima,
+    compared: Compared,
+    judged_by: Noise | Refused,
+    law: Fit | Refused,
+    readings: tuple[Reading, ...],
+) -> list[Sensitivity]:
+    baseline = frame.attrs["study"]["baseline"]
+    others = [arm for arm in frame.attrs["study"]["arms"] if arm != baseline]
+    rows = []
+    for reading in readings:
+        beyond = f", extrapolation by a factor {reading.beyond:.2f}" if reading.beyond > 1.005 else ""
+        rows.append(
+            Sensitivity(
+                choice=f"FLOPs counted as {reading.convention}{beyond}",
+                arm=reading.arm,
+                value=reading.value,
+                reads=_in_words(reading.reads, reading.arm, baseline),
+                changes=reading.flips,
+            )
+        )
+    wider = noise.scatter(found)
+    if isinstance(wider, Noise) and isinstance(judged_by, Noise) and judged_by.source == "seeds":
+        again = compare.differences(frame, found, wider)
+        for arm in others:
+            before, after = (compare.verdict(arm, baseline, of) for of in (compared, again))
+            values = [v for (name, _), v in again.items() if name == arm and isinstance(v, Difference)]
+            if values:
+                rows.append(
+                    Sensitivity(
+                        choice=f"noise taken from the parabolas' residuals ({wider.sd:.2g} nats)",
+                        arm=arm,
+                        value=values[-1].value,
+                        reads=_in_words(after.kind, arm, baseline),
+                        changes=before.kind != after.kind,
+                    )
+                )
+    if isinstance(law, Fit):
+        rows += _law_sensitivity(frame, law, others, baseline)
+    return rows
+
+
+def _law_sensitivity(frame: pd.DataFrame, law: Fit, others: list[str], baseline: str) -> list[Sensitivity]:
+    """Differences of the fitted best losses at the largest budget, by sign: these have no interval."""
+    done = finished(frame)
+    largest = float(frame["budget"].max())
+    smaller = (done["budget"] < largest).to_numpy(float)
+    variants: dict[str, Fit | Refused] = {f"shared law, Huber delta {DELTA:g} (as reported)": law}
+    for delta in DELTAS:
+        if delta != DELTA:
+            label = "least squares of log loss" if delta == LEAST_SQUARES else f"Huber delta {delta:g}"
+            variants[f"shared law, {label}"] = attempt(lambda delta=delta: _shared_law(frame, delta=delta))
+    variants["shared law without the largest budget, extrapolation"] = attempt(
+        lambda: _shared_law(frame, weights=smaller)
+    )
+    rows, reported = [], {}
+    for choice, fitted in variants.items():
+        if isinstance(fitted, Refused):
+            continue
+        note = "" if fitted.converged else f" [{fitted.status}]"
+        if baseline not in fitted.arms:
+            continue
+        base = frontier(fitted, frame, baseline, [largest])[0]
+        for arm in (arm for arm in others if arm in fitted.arms):
+            value = float(frontier(fitted, frame, arm, [largest])[0] - base)
+            reported.setdefault(arm, value)
+            rows.append(
+                Sensitivity(
+                    choice=choice + note,
+                    arm=arm,
+                    value=value,
+                    reads=f"{arm if value < 0 else baseline} lower, without interval",
+                    changes=value * reported[arm] < 0,
+                )
+            )
+    return rows
+
+
+def _in_words(kind: str, arm: str, baseline: str) -> str:
+    return {"A better": f"{arm} better", "B better": f"{baseline} better"}.get(kind, kind)
+
+
+# --- what a reader must know -----------------------------------------------------------------------------------------
+
+
+def _caveats(
+    frame: pd.DataFrame,
+    found: Minima,
+    judged_by: Noise | Refused,
+    lack: LackOfFit | Refused,
+    law: Fit | Refused,
+    draws: Draws | Refused,
+) -> list[str]:
+    study = frame.attrs["study"]
+    runs = frame.drop_duplicates("run_id")
+    said = []
+    for status, means in (
+        ("missing", "have not ended; run the study again to finish them"),
+        ("failed", "failed; failed.json in their directories says why"),
+        ("diverged", "diverged and are in no fit: an arm that diverges looks better here than it is"),
+    ):
+        ids = runs.loc[runs["status"] == status, "run_id"].tolist()
+        if ids:
+            shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+            said.append(f"{len(ids)} of {len(runs)} runs {means}: {shown}.")
+    if isinstance(judged_by, Noise) and judged_by.source == "scatter":
+        said.append("No cell has two seeds: intervals use the scatter about the parabolas instead of seed noise.")
+    elif isinstance(judged_by, Noise):
+        cells = runs[runs["status"] == "done"].groupby(noise.CELL).size()
+        said.append(
+            f"Seed noise is pooled over {int((cells > 1).sum())} replicated cells and is taken to be the same at every "
+            "size and budget. Intervals contain this noise only: not the choice of learning rates, nor of the corpus."
+        )
+    if isinstance(lack, LackOfFit) and lack.p < compare.ALPHA:
+        said.append(
+            f"Parabolas miss the losses by {lack.sd:.2g} nats more than seeds explain (F = {lack.F:.1f}, p = {lack.p:.2g}): "
+            "the intervals are too narrow if arms are missed differently; see the sensitivity table."
+        )
+    edge = [f"{m.arm} at {compact(m.budget)}" for m in found.values() if isinstance(m, Minimum) and not m.bracketed]
+    if edge:
+        said.append(
+            f"The best size that was run is the smallest or the largest for {', '.join(edge)} FLOPs; the parabola's minimum "
+            "lies inside, but more sizes would secure it."
+        )
+    if isinstance(law, Fit) and not law.converged:
+        said.append(f"The shared law L(N, D): {law.status}.")
+    if isinstance(draws, Draws) and draws.converged < 0.95:
+        said.append(f"{1 - draws.converged:.0%} of the resampled fits did not converge; they are in the intervals.")
+    most = runs.loc[runs["epochs"].idxmax()]
+    if most["epochs"] > MAX_EPOCHS:
+        said.append(
+            f"{most['run_id']} sees its data {most['epochs']:.1f} times; beyond {MAX_EPOCHS:g} the law changes."
+        )
+    per_arm = runs.groupby(["budget", "arm"])["epochs"].mean().unstack()
+    ratio = float((per_arm.max(axis=1) / per_arm.min(axis=1)).max())
+    if ratio > MAX_EPOCH_RATIO:
+        said.append(f"Arms repeat the corpus unequally, by up to a factor {ratio:.1f} at one budget.")
+    tolerance = study["match"]["tolerance"]
+    worst = runs.loc[runs["residual"].abs().idxmax()]
+    if abs(worst["residual"]) > tolerance:
+        said.append(f"{worst['run_id']} misses its budget by {worst['residual']:+.1%}, more than {tolerance:.1%}.")
+    for column, what in (("loss_on", "which tokens carry loss"), ("S", "input length"), ("T", "target length")):
+        if frame[column].nunique() > 1:
+            said.append(f"Arms differ in {what}: the comparison is of that as well as of structure.")
+    if runs["device"].nunique() > 1:
+        said.append(
+            f"Runs were made on different devices ({', '.join(sorted(map(str, runs['device'].dropna().unique())))})."
+        )
+    return [*said, *(str(note) for note in study.get("notes", []))]
+
+
+def parameter_intervals(answer: Answer) -> list[tuple[str, float, tuple[float, float] | None]]:
+    """Each parameter of the shared law with its percentile interval; an arm's A and B also as multipliers of the
+    baseline's."""
+    if isinstance(answer.law, Refused):
+        return []
+    flat = answer.law.flat
+    draws = answer.draws.flat if isinstance(answer.draws, Draws) else None
+    rows = [(name, value, interval(draws[name]) if draws else None) for name, value in flat.items()]
+    for arm in answer.others:
+        for name in ("A", "B"):
+            mine, base = f"{name}[{arm}]", f"{name}[{answer.baseline}]"
+            if mine in flat and base in flat:
+                ratio = interval(draws[mine] / draws[base]) if draws else None
+                rows.append((f"{mine} / {base}", flat[mine] / flat[base], ratio))
+    return rows

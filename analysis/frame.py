@@ -1,0 +1,145 @@
+"""One row per planned run, with what was planned, what was spent and how it ended."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lab import records, spec
+
+CONVENTIONS = ("exact", "dense", "6nd", "textbook")
+SPENT = (*CONVENTIONS, "tokens", "steps")
+FAILED = "failed.json"
+# What a run did not spend as planned is another run; the tolerance is for floats that went through JSON.
+TOLERANCE = 1e-9
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """Reads plan.json and every result.json of the study in directory `path`.
+
+    `status` is done, diverged, failed or missing. Losses are nats per target token on held-out text and are NaN unless
+    the run is done. `flops_*`, `tokens_seen` and `steps` are what was spent, and NaN where there is no result;
+    `planned_*` is always there. `D` and `L` are the model's width and depth, `S` and `T` its input and target
+    length, `examples` the training examples seen. Arms that share a run (A/A) each have a row with the same run_id.
+    `attrs["study"]` is the plan's study. Raises ValueError, naming the file, for records that are torn, disagree
+    with the plan, or are of another schema.
+    """
+    study = Path(path)
+    plan = records.read_plan(study)
+    where = study / records.PLAN
+    try:
+        name, arms, baseline = (plan["study"][key] for key in ("name", "arms", "baseline"))
+        rows = plan["runs"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: no {error}; write the plan again with `lab plan STUDY --out DIR`") from error
+    if baseline not in arms:
+        raise ValueError(f"{where}: study.baseline = {baseline!r}: use one of the arms {', '.join(arms)}")
+    if not rows:
+        raise ValueError(f"{where}: the plan of {name!r} has no runs; plan at least one")
+    results: dict[str, dict[str, Any]] = {}
+    table = []
+    for row in rows:
+        run_id = row["run_id"]
+        if row["arm"] not in arms:
+            raise ValueError(f"{where}: run {run_id}: arm = {row['arm']!r}: use one of {', '.join(arms)}")
+        if run_id not in results:
+            results[run_id] = _read(records.run_directory(study, run_id), run_id)
+        table.append(_row(where, row, results[run_id]))
+    frame = pd.DataFrame(table)
+    frame.attrs["study"] = plan["study"]
+    return frame
+
+
+def _read(run_dir: Path, run_id: str) -> dict[str, Any]:
+    result = records.read_result(run_dir)
+    if result is None:
+        return {"status": "failed" if (run_dir / FAILED).exists() else "missing"}
+    where = run_dir / records.RESULT
+    if result.get("run_id") != run_id:
+        raise ValueError(f"{where}: run_id = {result.get('run_id')!r}, expected {run_id!r}; delete it to run again")
+    if result.get("status") not in ("done", "diverged"):
+        raise ValueError(
+            f"{where}: status = {result.get('status')!r}: expected done or diverged; delete it to run again"
+        )
+    return result
+
+
+def _row(where: Path, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    try:
+        run = spec.from_json(row["run"])
+    except ValueError as error:
+        raise ValueError(f"{where}: run {row['run_id']}: {error}") from error
+    outcome, parameters = result.get("outcome", {}), result.get("parameters", {})
+    measured, spent = result.get("measured", {}), result.get("outcome", {}).get("spent", {})
+    done = result["status"] == "done"
+    if done:
+        _check_spent(where, row, result)
+        if outcome["loss"] is None:
+            raise ValueError(f"{where}: run {row['run_id']} is done but has no loss; delete its result to run again")
+    number = math.nan
+    return {
+        "run_id": row["run_id"],
+        "arm": row["arm"],
+        "budget": float(row["budget"]),
+        "rung": int(row["rung"]),
+        "replicate": int(row["replicate"]),
+        "status": result["status"],
+        "loss": outcome["loss"] if done else number,
+        "bits_per_byte": outcome["bits_per_byte"] if done else number,
+        "loss_standard_error": outcome["loss_standard_error"] if done else number,
+        "loss_per_position": outcome["loss_per_position"] if done else None,
+        "diverged_at": outcome.get("diverged_at"),
+        **{f"flops_{name}": spent.get(name, number) for name in CONVENTIONS},
+        **{f"planned_{name}": row["planned"][name] for name in SPENT},
+        **{f"parameters_{name}": parameters.get(name, number) for name in ("total", "body", "embedding")},
+        "D": run.shape.D,
+        "L": run.shape.L,
+        "S": run.objective.S,
+        "T": run.objective.T,
+        "loss_on": run.objective.loss,
+        "structure": run.structure.name,
+        "cross": run.structure.cross,
+        "stacks": run.structure.stacks,
+        "memory": run.structure.memory,
+        "inputs": run.structure.inputs,
+        "tokens_seen": outcome.get("tokens_seen", number),
+        "target_tokens": outcome.get("target_tokens", number),
+        "examples": outcome.get("examples", number),
+        "steps": outcome.get("steps", number),
+        "epochs": row["epochs"],
+        "learning_rate": row["learning_rate"],
+        "batch": run.batch,
+        "seed_init": run.seed.init,
+        "seed_data": run.seed.data,
+        "seconds": measured.get("seconds", number),
+        "tokens_per_second": measured.get("tokens_per_second", number),
+        "device": measured.get("device"),
+        "git": measured.get("git"),
+        "versions": measured.get("versions"),
+        "residual": row["residual"],
+    }
+
+
+def _check_spent(where: Path, row: dict[str, Any], result: dict[str, Any]) -> None:
+    """A finished run has spent what was planned, in every convention, or it is not the run of this plan."""
+    spent = result["outcome"]["spent"]
+    for source, planned in (("plan.json", row["planned"]), ("its result", result["planned"])):
+        for name in SPENT:
+            if not math.isclose(planned[name], spent[name], rel_tol=TOLERANCE):
+                raise ValueError(
+                    f"{where}: run {row['run_id']} spent {spent[name]!r} {name}, {source} planned {planned[name]!r}: "
+                    "the plan or lab.cost changed since; plan into a new directory and run there"
+                )
+
+
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have a loss."""
+    kept = frame[frame["status"] == "done"].copy()
+    kept.attrs = frame.attrs
+    return kept
+
+
+def compact(value: float) -> str:
+    """Two digits of a large number: 6.4e11."""
+    return f"{value:.2g}".replace("e+", "e")

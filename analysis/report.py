@@ -1,0 +1,237 @@
+"""A study's answer as one HTML page, as JSON and as plain text. What is said is decided in answer.py; this writes
+it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lab import records
+
+if TYPE_CHECKING:  # imported where they are used, so that `import analysis` loads neither jax nor matplotlib
+    import pandas as pd
+
+    from analysis.answer import Answer
+
+PAGE, VERDICT, TABLE = "report.html", "verdict.json", "runs.csv"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Writes report.html, and verdict.json and runs.csv beside it, into `out` (default: the study's directory).
+
+    Returns the page's path. Runs that are missing, failed or diverged are named on the page, and what can not be said
+    without them is refused there. Raises ValueError for records that can not be read.
+    """
+    from analysis.answer import analyse
+
+    answer = analyse(study_dir)
+    directory = Path(out) if out is not None else Path(study_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    answer.frame.drop(columns=["loss_per_position", "versions"]).to_csv(directory / TABLE, index=False)
+    records.write_json(directory / VERDICT, verdict_json(answer))
+    page = directory / PAGE
+    page.write_text(render(answer), encoding="utf-8")
+    return page
+
+
+def summary(study_dir: str | Path) -> str:
+    """The verdicts, the table of differences and the caveats as plain text."""
+    from analysis.answer import analyse
+
+    return text(analyse(study_dir))
+
+
+def text(answer: Answer) -> str:
+    from analysis.noise import Noise
+
+    lines = [f"{answer.study['name']}: {answer.study['question']}", ""]
+    for verdict in answer.verdicts:
+        lines.append(f"[{verdict.kind}] {verdict.sentence}")
+        if verdict.detail:
+            lines.append(f"    {verdict.detail}")
+    lines.append("")
+    for row in _difference_rows(answer):
+        lines.append("  ".join(f"{row[key]:>{width}}" for key, width in _TEXT_COLUMNS))
+    lines += ["", f"noise: {answer.noise if isinstance(answer.noise, Noise) else answer.noise.reason}"]
+    changed = [s for s in answer.sensitivity if s.changes]
+    lines += [f"changes under: {s.choice}: {s.arm} {s.value:+.2g} nats ({s.reads})" for s in changed]
+    lines += [f"- {caveat}" for caveat in answer.caveats]
+    return "\n".join(lines)
+
+
+_TEXT_COLUMNS = (("arm", 18), ("budget", 9), ("loss", 8), ("difference", 11), ("interval", 20), ("p", 8))
+
+
+def _difference_rows(answer: Answer) -> list[dict[str, str]]:
+    """Header first: one row for each arm and budget."""
+    from analysis.compare import Difference
+    from analysis.frame import compact
+    from analysis.isoflop import Minimum
+    from analysis.noise import Noise
+
+    heads = dict(arm="arm", budget="FLOPs", loss="best loss", error="se", N="best size", difference="difference",
+                 interval="95% interval", p="p (Holm)", basis="compared at", detectable="detectable")  # fmt: skip
+    rows = [heads]
+    for arm in answer.arms:
+        for budget in answer.budgets:
+            m, d = answer.minima[arm, budget], answer.differences.get((arm, budget))
+            row = dict.fromkeys(heads, "")
+            row |= {"arm": arm, "budget": compact(budget), "loss": "refused", "basis": getattr(m, "reason", "")}
+            if isinstance(m, Minimum):
+                row |= {"loss": f"{m.loss:.4f}", "N": f"{m.N:,.0f}", "basis": "iso-FLOP minimum"}
+                if isinstance(answer.noise, Noise):
+                    row["error"] = f"{answer.noise.sd * m.per_noise:.4f}"
+                    row["N"] += f" (± {100 * math.expm1(answer.noise.sd * m.log_N_per_noise):.0f}%)"
+            if isinstance(d, Difference):
+                row |= {
+                    "difference": f"{d.value:+.4f}",
+                    "interval": f"{d.low:+.4f} to {d.high:+.4f}",
+                    "p": "same runs" if d.same_runs else _p(d.p_holm),
+                    "basis": "the same runs" if d.same_runs else d.basis,
+                    "detectable": "" if d.same_runs else f"{d.detectable:.4f}",
+                }
+            elif d is not None:
+                row |= {"difference": "refused", "basis": d.reason}
+            else:
+                row["difference"] = "baseline"
+            rows.append(row)
+    return rows
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def verdict_json(answer: Answer) -> dict[str, Any]:
+    """The answer for machines; numbers that do not exist are null."""
+    from analysis.fit import Fit
+
+    law = answer.law
+    return {
+        "schema": records.SCHEMA,
+        "study": answer.study["name"],
+        "baseline": answer.baseline,
+        "verdicts": [_plain(verdict) for verdict in answer.verdicts],
+        "differences": [
+            {"arm": arm, "budget": budget, **_plain(value)} for (arm, budget), value in answer.differences.items()
+        ],
+        "minima": [{"arm": arm, "budget": budget, **_plain(m)} for (arm, budget), m in answer.minima.items()],
+        "noise": _plain(answer.noise),
+        "lack_of_fit": _plain(answer.lack_of_fit),
+        "law": {"name": law.law.name, "status": law.status, "params": _plain(law.flat), "objective": law.objective}
+        if isinstance(law, Fit)
+        else _plain(law),
+        "crossings": {arm: _plain(value) for arm, value in answer.crossings.items()},
+        "readings": [_plain(reading) for reading in answer.readings],
+        "sensitivity": [_plain(row) for row in answer.sensitivity],
+        "caveats": list(answer.caveats),
+        "runs": answer.frame.drop_duplicates("run_id")["status"].value_counts().to_dict(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def render(answer: Answer) -> str:
+    """The page: one file without references to anything outside of it."""
+    import jinja2
+    from markupsafe import Markup
+
+    from analysis import plots
+    from analysis.answer import parameter_intervals
+    from analysis.fit import Fit
+    from analysis.noise import Noise
+    from analysis.resample import Draws
+
+    def drawn(figure: Any) -> Markup:
+        return Markup(plots.svg(figure)) if figure is not None else Markup("")  # noqa: S704, RUF100 - our own SVG
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows = _difference_rows(answer)
+    fitted = answer.law if isinstance(answer.law, Fit) else None
+    return environment.get_template("report.html").render(
+        answer=answer,
+        study=answer.study,
+        head=rows[0],
+        rows=rows[1:],
+        noise=answer.noise if isinstance(answer.noise, Noise) else None,
+        headline=drawn(plots.headline(answer)),
+        isoflops=drawn(plots.isoflops(answer)),
+        residuals=drawn(plots.residuals(answer, fitted) if fitted else None),
+        positions=drawn(plots.positions(answer)),
+        law=fitted,
+        draws=answer.draws if isinstance(answer.draws, Draws) else None,
+        parameters=parameter_intervals(answer),
+        curves={arm: (fit, isinstance(fit, Fit)) for arm, fit in answer.curves.items()},
+        crossings={arm: getattr(value, "reason", None) or str(value) for arm, value in answer.crossings.items()},
+        runs=_run_rows(answer.frame),
+        facts=_facts(answer.frame),
+    )
+
+
+def _run_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
+    def number(value: Any, form: str) -> str:
+        return "" if value is None or value != value else format(value, form)
+
+    return [
+        {
+            "id": row["run_id"],
+            "arm": row["arm"],
+            "status": row["status"]
+            + (f" at step {int(row['diverged_at'])}" if row["status"] == "diverged" and row["diverged_at"] else ""),
+            "seed": f"{row['seed_init']}/{row['seed_data']}",
+            "shape": f"D{row['D']} L{row['L']}",
+            "N": number(row["parameters_body"], ",.0f"),
+            "loss": number(row["loss"], ".4f"),
+            "bits": number(row["bits_per_byte"], ".4f"),
+            "planned": number(row["planned_exact"], ".4g"),
+            "spent": number(row["flops_exact"], ".4g"),
+            "residual": number(100 * row["residual"], "+.2f") + "%",
+            "rate": number(row["learning_rate"], ".3g"),
+            "epochs": number(row["epochs"], ".2f"),
+            "seconds": number(row["seconds"], ",.1f"),
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _facts(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """What was used to make the runs: data, versions, devices, totals."""
+    runs = frame.drop_duplicates("run_id")
+    data = frame.attrs["study"]["data"]
+    versions = {f"{name} {version}" for row in runs["versions"].dropna() for name, version in row.items()}
+
+    def several(values: Any) -> str:
+        return ", ".join(sorted({str(value) for value in values})) or "unknown"
+
+    return [
+        ("Corpus", f"{data['corpus']}: {data['summary']}"),
+        ("Manifest", f"{data['manifest']} ({data['train_tokens']:,} training tokens)"),
+        ("Runs", ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())),
+        (
+            "Total spent",
+            f"{runs['flops_exact'].sum():.4g} FLOPs (exact), {runs['seconds'].sum():,.0f} seconds of training",
+        ),
+        ("Device", several(runs["device"].dropna())),
+        ("Versions", several(versions)),
+        ("Revision", several(runs["git"].dropna())),
+    ]

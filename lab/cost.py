@@ -1,0 +1,252 @@
+"""Parameters, FLOPs and cache bytes of a model: the only arithmetic of cost. Planner, trainer and analysis call it.
+
+Conventions, all in FLOPs for one example (2 for a multiply-add), all whole numbers of arbitrary size:
+
+    exact      matrix products that are executed, attention counted by the pairs that are attended. The matching unit.
+    dense      the same, with every query-key pair of the reference path: what a walk over the program finds.
+    textbook   the published formula: attended pairs, and no allowance for the last input layer of which only keys and
+               values are needed (memory=same, loss on targets).
+    6nd        6 * body parameters * tokens of text (2 forward), Kaplan et al. 2020; for comparison with the literature.
+
+Not counted, as everywhere: norms, softmax, rotations, activations, biases, the optimizer. An embedding lookup is free,
+the head is charged at the positions that are predicted, and training is 3 times the forward pass.
+
+Letters: S input length, T target length, D model width, F feed-forward width, N query heads, K key-value heads, H head
+width, L layers, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from lab.spec import Objective, Options, Run, Shape
+from lab.structure import Structure
+
+CONVENTIONS = ("exact", "dense", "6nd", "textbook")
+MLP_MATRICES = {"swiglu": 3, "gelu": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    total: int
+    embedding: int  # token tables and an untied head
+    body: int  # all the rest
+    unused: int  # of the body: in the tree, but no scored prediction reads them (see `parameters`)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projections:
+    """Multiply-adds a token in one layer's matrices."""
+
+    query: int
+    key_value: int
+    out: int
+    mlp: int
+
+    @property
+    def layer(self) -> int:
+        return self.query + self.key_value + self.out + self.mlp
+
+
+def projections(shape: Shape, options: Options) -> Projections:
+    D, H = shape.D, shape.H
+    return Projections(
+        query=D * shape.N * H,
+        key_value=2 * D * shape.K * H,
+        out=shape.N * H * D,
+        mlp=MLP_MATRICES[options.mlp] * D * shape.F,
+    )
+
+
+def triangle(n: int) -> int:
+    """Pairs that n causal queries attend to."""
+    return n * (n + 1) // 2
+
+
+def parameters(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> Parameters:
+    """Counts that equal the parameter tree. A structure's tree does not depend on the objective, so with memory=same,
+    separate stacks and loss on targets the last input layer's query, output and MLP matrices are there and idle."""
+    p, D = projections(shape, options), shape.D
+    qk_norm = 2 * shape.H if options.qk_norm else 0
+    layer = p.layer + 2 * D + qk_norm
+    reading = {
+        "merged": 0,
+        "none": 0,
+        "tied": D,
+        "separate": D + p.query + p.key_value + p.out + qk_norm,
+    }[structure.cross]
+    if structure.encoder_only:
+        body, tables = shape.L * layer + D, 1
+    elif structure.stacks == "shared":
+        body, tables = shape.L * (layer + reading) + D, 1
+    else:
+        body, tables = shape.L_input * layer + D + shape.L * (layer + reading) + D, 2
+    unused = 0
+    if structure.stacks == "separate" and structure.memory == "same" and objective.loss == "targets":
+        unused = (layer - D) + D  # all of the last input layer but its attention norm; and the input stack's final norm
+    embedding = V * D if options.tied_embeddings else V * D * (tables + 1)
+    return Parameters(total=body + embedding, embedding=embedding, body=body, unused=unused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One line of the bill: FLOPs of products with weights, and query-key pairs, forward, for one example."""
+
+    name: str
+    linear: int = 0
+    attended: int = 0
+    dense: int = 0
+
+
+def bill(
+    structure: Structure, shape: Shape, options: Options, objective: Objective, V: int, *, skip: bool = True
+) -> tuple[Item, ...]:
+    """Forward cost of one example, item by item. skip: leave out what the trainer does not execute."""
+    p, S, T = projections(shape, options), objective.S, objective.T
+    input_pairs = triangle(S) if structure.inputs == "causal" else S * S
+    scored = T + (S - 1 if objective.loss == "all" else 0)
+    head = Item(name="head", linear=2 * scored * shape.D * V)
+    if structure.encoder_only:
+        L = shape.L
+        return (
+            Item(name="input layers", linear=L * 2 * S * p.layer),
+            Item(name="input attention", attended=L * S * S, dense=L * S * S),
+            head,
+        )
+    own_softmax = structure.cross in ("separate", "tied")
+    # Where one set of projections serves both streams at one depth, the inputs' own keys and values are the memory.
+    memory_is_free = structure.joint and structure.cross != "separate"
+    whole = shape.L_input
+    items = []
+    if skip and structure.memory == "same" and objective.loss == "targets":
+        whole -= 1
+        if memory_is_free:
+            items.append(Item(name="last input layer, keys and values", linear=2 * S * p.key_value))
+    items += [
+        Item(name="input layers", linear=whole * 2 * S * p.layer),
+        Item(name="input attention", attended=whole * input_pairs, dense=whole * S * S),
+        Item(name="target layers", linear=shape.L * 2 * T * p.layer),
+        Item(
+            name="target attention",
+            attended=shape.L * (T * S + triangle(T)),
+            dense=shape.L * (T * S + T * T),
+        ),
+    ]
+    if own_softmax:
+        items.append(Item(name="cross queries and outputs", linear=shape.L * 2 * T * (p.query + p.out)))
+    if not memory_is_free:
+        items.append(Item(name="memory keys and values", linear=shape.L * 2 * S * p.key_value))
+    return (*items, head)
+
+
+def forward(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> dict[str, int]:
+    """FLOPs of one example's forward pass under each convention."""
+    pair = 4 * shape.N * shape.H  # a query-key product and a weighted value
+    executed = bill(structure, shape, options, objective, V)
+    published = bill(structure, shape, options, objective, V, skip=False)
+    body = parameters(structure, shape, options, objective, V).body
+    return {
+        "exact": sum(item.linear + pair * item.attended for item in executed),
+        "dense": sum(item.linear + pair * item.dense for item in executed),
+        "6nd": 2 * body * objective.length,
+        "textbook": sum(item.linear + pair * item.attended for item in published),
+    }
+
+
+def body_per_token(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> float:
+    """Exact forward FLOPs without the head, for each token of text: the size that learning-rate rules are fitted in."""
+    pair = 4 * shape.N * shape.H
+    items = bill(structure, shape, options, objective, V)
+    return sum(item.linear + pair * item.attended for item in items if item.name != "head") / objective.length
+
+
+def train_example(run: Run, V: int) -> dict[str, int]:
+    """FLOPs of training on one example: 3 times the forward pass, in each convention."""
+    cost = forward(run.structure, run.shape, run.options, run.objective, V)
+    return {convention: 3 * flops for convention, flops in cost.items()}
+
+
+def train_step(run: Run, V: int) -> dict[str, int]:
+    """What one step spends, in every unit: FLOPs by convention, tokens of text, steps."""
+    flops = {convention: flops * run.batch for convention, flops in train_example(run, V).items()}
+    return flops | {"tokens": run.batch * run.objective.length, "steps": 1}
+
+
+def budget_unit(run: Run) -> str:
+    """The key of `train_step` that the run's budget is counted in."""
+    return run.budget.convention if run.budget.unit == "flops" else run.budget.unit
+
+
+def steps(run: Run, V: int) -> int:
+    """Whole steps nearest to the budget; raises ValueError where not even one fits."""
+    step = train_step(run, V)[budget_unit(run)]
+    count = int(run.budget.amount / step + 0.5)
+    if count < 1:
+        raise ValueError(
+            f"budget.amount = {run.budget.amount:g} {budget_unit(run)} is less than one step of {step:g}: "
+            f"raise the budget, or lower batch = {run.batch} or the shape"
+        )
+    return count
+
+
+def planned(run: Run, V: int) -> dict[str, int]:
+    """Everything the run will spend, in every unit."""
+    count = steps(run, V)
+    return {unit: count * amount for unit, amount in train_step(run, V).items()}
+
+
+# ---- serving: what a conversation costs --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of a conversation: FLOPs before the first reply token, FLOPs of the reply, bytes of keys and values."""
+
+    prefill: int
+    decode: int
+    cache_bytes: int
+
+
+def conversation(
+    structure: Structure,
+    shape: Shape,
+    options: Options,
+    V: int,
+    *,
+    turns: int,
+    user: int,
+    reply: int,
+    bytes_per_element: int = 2,
+) -> tuple[Turn, ...]:
+    """Cost of `turns` turns in which a user writes `user` tokens and the model answers with `reply` tokens.
+
+    A bidirectional input is encoded again at each turn, since every earlier token may now see the new ones; a causal
+    one is only extended. A reply was made in the target stream: only where that stream's layers do just what the
+    input stream's do (joint, merged) do its keys and values remain; else it is encoded as input in the next turn.
+    Every input layer is charged whole (convention `textbook`).
+    """
+    if structure.encoder_only:
+        raise ValueError("structure.cross = 'none': encoder-only has no target stream and can not reply")
+    p, pair = projections(shape, options), 4 * shape.N * shape.H
+    causal = structure.inputs == "causal"
+    replies_stay = causal and structure.joint and structure.cross == "merged"
+    memory_is_free = structure.joint and structure.cross != "separate"
+    token_bytes = 2 * shape.K * shape.H * bytes_per_element
+    result, history, cached = [], 0, 0
+    for _ in range(turns):
+        n = history + user
+        kept = cached if causal else 0
+        new = n - kept
+        pairs = new * kept + triangle(new) if causal else n * n
+        prefill = shape.L_input * (2 * new * p.layer + pair * pairs)
+        if not memory_is_free:
+            prefill += shape.L * 2 * new * p.key_value
+        own_softmax = 2 * reply * (p.query + p.out) if structure.cross != "merged" else 0
+        decode = shape.L * (2 * reply * p.layer + own_softmax + pair * (reply * n + triangle(reply)))
+        decode += 2 * reply * shape.D * V
+        layers_of_inputs = shape.L
+        if causal and not memory_is_free:
+            layers_of_inputs += shape.L_input  # the input stream's own, to go on from
+        cache = token_bytes * (layers_of_inputs * n + shape.L * reply)
+        result.append(Turn(prefill=prefill, decode=decode, cache_bytes=cache))
+        history = n + reply
+        cached = history if replies_stay else n
+    return tuple(result)

@@ -1,0 +1,35 @@
+"""Held-out loss on the same fixed examples for all arms: nats per target token, bits per byte, loss by position."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from lab.objectives import Batch
+
+BATCH = 64  # examples; the same for every arm, so that no arm is summed in another order
+
+
+def batches(examples: Batch) -> Iterable[tuple[Batch, int]]:
+    """Batches of one static size and the number of examples in each that count: the last is filled up by repetition."""
+    count = len(examples.inputs)
+    for start in range(0, count, BATCH):
+        rows = np.minimum(np.arange(start, start + BATCH), count - 1)
+        yield Batch(*(array[rows] for array in examples)), min(BATCH, count - start)
+
+
+def evaluate(target_losses: Callable[[Batch], Any], examples: Batch, *, bytes_per_token: float) -> dict[str, Any]:
+    """target_losses(batch) -> (BATCH, T) negative log-likelihoods of the targets in nats. Sums are in float64."""
+    losses_ET = np.concatenate(
+        [np.asarray(target_losses(batch), np.float64)[:counted] for batch, counted in batches(examples)]
+    )
+    loss = float(losses_ET.mean())
+    by_example_E = losses_ET.mean(axis=1)
+    spread = float(by_example_E.std(ddof=1)) / math.sqrt(len(by_example_E)) if len(by_example_E) > 1 else None
+    return {
+        "loss": loss,
+        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        "loss_per_position": [float(value) for value in losses_ET.mean(axis=0)],
+        "loss_standard_error": spread,
+    }

@@ -1,0 +1,92 @@
+"""What the device is, and how a run is executed on it. Nothing here changes what is trained, only how fast.
+
+The planner uses `estimate_seconds` and touches no device; the trainer asks the device.
+"""
+
+import os
+import platform
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lab import cost
+from lab.spec import Run
+
+# Floating-point rates that this trainer reaches in `dense` FLOPs, by kind, for one CPU core or one accelerator, as
+# (FLOP/s at small widths, FLOP/s at large ones, width of half the rate, seconds a step costs besides). CPU: measured on
+# a shared 2-core x86-64 virtual machine with AVX-512 (`tests/benchmarks/rates.py`); gpu and tpu: not measured, a guess.
+RATES = {
+    "cpu": (4e9, 45e9, 48, 0.4e-3),
+    "gpu": (1e11, 1e14, 512, 1e-3),
+    "tpu": (1e11, 8e13, 512, 1e-3),
+}
+STARTUP_SECONDS = {"cpu": 1.0, "gpu": 2.0, "tpu": 2.0}
+COMPILE_SECONDS = {"cpu": 5.0, "gpu": 15.0, "tpu": 15.0}
+DISPATCH_SECONDS = 0.25  # of training in one call of the compiled program: long against the call, short against a save
+MAX_STEPS_PER_DISPATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Stored with a run's first checkpoint and used again when it resumes.
+
+    steps_per_dispatch: at most so many steps are taken in one call. scan: one compiled body for all layers.
+    microbatches: the batch is cut in so many parts whose summed gradients are divided once.
+    """
+
+    steps_per_dispatch: int
+    scan: bool
+    microbatches: int = 1
+
+    def __post_init__(self):
+        for name in ("steps_per_dispatch", "microbatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"execution.{name} = {getattr(self, name)}: use at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def step_seconds(run: Run, V: int, kind: str = "cpu") -> float:
+    """Estimated seconds of one training step on one core or accelerator of this kind."""
+    low, high, half, overhead = RATES[kind]
+    rate = low + (high - low) * run.shape.D / (run.shape.D + half)
+    return cost.train_step(run, V)["dense"] / rate + overhead
+
+
+def choose(run: Run, V: int, kind: str = "cpu") -> Execution:
+    """Settings by device: on CPU unrolled layers up to 8, where a scan was measured 1.3 times slower; else a scan."""
+    depth = max(run.shape.L, run.shape.L_input)
+    fitting = max(1, int(DISPATCH_SECONDS / step_seconds(run, V, kind)))
+    power = 1 << (min(fitting, MAX_STEPS_PER_DISPATCH).bit_length() - 1)
+    return Execution(steps_per_dispatch=power, scan=depth > (8 if kind == "cpu" else 2))
+
+
+def estimate_seconds(run: Run, V: int, kind: str = "cpu") -> float:
+    """Estimated seconds of the whole run on one core or accelerator, without compilation."""
+    held_out = run.evaluation.examples * run.evaluation.times / (3 * run.batch)
+    return (cost.steps(run, V) + held_out) * step_seconds(run, V, kind) + STARTUP_SECONDS[kind]
+
+
+def device() -> dict[str, Any]:
+    """Kind, name and number of the devices that JAX found; on CPU the cores that this process may use."""
+    import jax
+
+    first = jax.local_devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind if first.platform != "cpu" else platform.processor() or platform.machine(),
+        "count": jax.local_device_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The device's own count where it keeps one, else the largest resident size of this process so far."""
+    import jax
+
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return int(statistics["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,281 @@
+"""The one transformer that every structure is a setting of: inputs x and targets y, two streams.
+
+Letters: B batch, S input length, T target length, D model width, L layers, V vocabulary.
+
+At each depth x attends to x (bidirectional or causal) and y attends to [memory ; y], where the memory is what the input
+stack hands over: its final norm's output (memory=final), or what its layer at the same depth is about to read
+(memory=same: the stream that enters that layer, after its attention norm). No mask over S+T positions is needed.
+
+    inputs x ---> [layer] ---> [layer] ---> norm          targets y_0 = SEP, y_1 .. y_{T-1}
+                     |  same      |  same    | final                 |
+                     +------------+----------+----> keys, values --> [layer] -> [layer] -> norm -> head
+
+With stacks=shared and memory=same the streams advance together and each projection runs once over both. If only targets
+are scored, the last input layer is then needed for its keys and values alone, and nothing else of it is executed.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from lab.layers import Layer, attend, rms_norm
+from lab.spec import Objective, Options, Shape
+from lab.structure import Structure
+
+Params = dict[str, Any]
+PARTS = ("embedding", "head", "target_embedding", "first_stack", "target")
+DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """Static description of the model; parameters are a plain pytree, `init` makes them and `__call__` uses them.
+
+    scan: one compiled layer body for the whole depth instead of one for each layer. Compiles in a time that does not
+    grow with depth; on CPU over few layers it runs slower.
+    """
+
+    structure: Structure
+    shape: Shape
+    options: Options
+    V: int
+    precision: str = "f32"
+    scan: bool = False
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        if self.structure.encoder_only:
+            return ("input",)
+        return ("shared",) if self.structure.stacks == "shared" else ("input", "target")
+
+    def depth(self, stack: str) -> int:
+        return self.shape.L_input if stack == "input" else self.shape.L
+
+    def _layer(self, stack: str, rngs: nnx.Rngs) -> Layer:
+        own_softmax = stack != "input" and self.structure.cross in ("separate", "tied")
+        cross = self.structure.cross if own_softmax else "none"
+        return Layer(self.shape, self.options, cross=cross, depth=self.depth(stack), rngs=rngs)
+
+    @cached_property
+    def _graph(self) -> dict[str, nnx.GraphDef]:
+        """What makes a Layer of a layer's parameters, for each stack."""
+        return {name: nnx.split(nnx.eval_shape(lambda n=name: self._layer(n, nnx.Rngs(0))))[0] for name in self.stacks}
+
+    def init(self, key: Array) -> Params:
+        """Float32 parameters; every stack's layers are stacked along a leading axis of its depth."""
+        D, V = self.shape.D, self.V
+
+        def part(name: str) -> Array:
+            # A part's key depends on its name alone: what two arms have in common starts alike in both.
+            return jax.random.fold_in(key, PARTS.index(name))
+
+        def table(name: str) -> Array:
+            # Unit-variance rows at the input (scaled by sqrt(D) there) and unit-variance logits at a tied head.
+            return jax.random.normal(part(name), (V, D), jnp.float32) * D**-0.5
+
+        params: Params = {"embedding_VD": table("embedding")}
+        if not self.options.tied_embeddings:
+            params["head_VD"] = table("head")
+            if "target" in self.stacks:
+                params["target_embedding_VD"] = table("target_embedding")
+        for name in self.stacks:
+            layer_keys = jax.random.split(part("first_stack" if name != "target" else "target"), self.depth(name))
+            layers = jax.vmap(lambda k, n=name: nnx.to_pure_dict(nnx.state(self._layer(n, nnx.Rngs(k)))))(layer_keys)
+            params[name] = {"layers": layers, "norm_D": jnp.ones(D)}
+        return params
+
+    def abstract(self) -> Params:
+        """Shapes and dtypes of the parameters, made on no device."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def _embed(self, params: Params, table: str, tokens: Array) -> Array:
+        rows = params.get(table, params["embedding_VD"])[tokens]
+        return (rows * self.shape.D**0.5).astype(DTYPES[self.precision])
+
+    def _head(self, params: Params, hidden_BPD: Array) -> Array:
+        table_VD = params.get("head_VD", params["embedding_VD"])
+        return jnp.einsum(
+            "BPD,VD->BPV", hidden_BPD, table_VD.astype(hidden_BPD.dtype), preferred_element_type=jnp.float32
+        )
+
+    def __call__(
+        self,
+        params: Params,
+        objective: Objective,
+        inputs_BS: Int[Array, "B S"],
+        targets_BT: Int[Array, "B T"],
+    ) -> Float[Array, "B P V"]:
+        """Float32 logits of the P scored positions, and of no other.
+
+        lm: `targets_BT` is [SEP, y_1 .. y_{T-1}] and the T last positions predict y_1 .. y_T; with loss=all they are
+        preceded by S-1 that predict x_2 .. x_S. masked_lm: `targets_BT` holds the positions of the T masked tokens.
+        """
+        S, T = inputs_BS.shape[1], targets_BT.shape[1]
+        x_BSD = self._embed(params, "embedding_VD", inputs_BS)
+        positions_S = jnp.arange(S)
+        if self.structure.encoder_only:
+            x_BSD = self._run_alone(params, "input", x_BSD, positions_S)
+            return self._head(params, jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1))
+        y_BTD = self._embed(params, "target_embedding_VD", targets_BT)
+        positions_T = jnp.arange(T) + (S if self.options.positions == "continue" else 0)
+        score_inputs = objective.loss == "all"
+        streams = self._advance_both if self.structure.memory == "same" else self._advance_in_turn
+        x_BSD, y_BTD = streams(params, x_BSD, y_BTD, positions_S, positions_T, score_inputs)
+        scored_BPD = jnp.concatenate([x_BSD[:, :-1], y_BTD], axis=1) if score_inputs else y_BTD
+        return self._head(params, scored_BPD)
+
+    # ---- depth -----------------------------------------------------------------------------------------------------
+
+    def _fold(self, body, carry, stacks: list[tuple[str, Any]]):
+        """Applies `body(layers, carry)` at each depth; `layers` are the Layer modules of the given stacks there."""
+
+        def at_depth(carry, params_at_depth):
+            merged = [nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, params_at_depth, strict=True)]
+            return body(merged, carry), None
+
+        layers = [p for _, p in stacks]
+        if self.scan:
+            return jax.lax.scan(at_depth, carry, layers)[0]
+        for index in range(jax.tree.leaves(layers)[0].shape[0]):
+            carry, _ = at_depth(carry, jax.tree.map(lambda p, i=index: p[i], layers))
+        return carry
+
+    def _run_alone(self, params: Params, stack: str, x_BSD: Array, positions_S: Array) -> Array:
+        """The input stack to its end, then its final norm."""
+        causal = self.structure.inputs == "causal"
+        x_BSD = self._fold(
+            lambda layers, x: _self_layer(layers[0], x, positions_S, causal=causal),
+            x_BSD,
+            [(stack, params[stack]["layers"])],
+        )
+        return rms_norm(x_BSD, params[stack]["norm_D"])
+
+    def _advance_in_turn(self, params, x_BSD, y_BTD, positions_S, positions_T, score_inputs):
+        """memory=final: all of the input stack, then the target stack over its output."""
+        memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S)
+        merged = self.structure.cross == "merged"
+        stack = self.stacks[-1]
+        y_BTD = self._fold(
+            lambda layers, y: _target_layer(
+                layers[0],
+                y,
+                layers[0].reader.keys_values(memory_BSD, positions_S),
+                positions_T,
+                merged=merged,
+            ),
+            y_BTD,
+            [(stack, params[stack]["layers"])],
+        )
+        return memory_BSD, rms_norm(y_BTD, params[stack]["norm_D"])
+
+    def _advance_both(self, params, x_BSD, y_BTD, positions_S, positions_T, score_inputs):
+        """memory=same: both streams, layer by layer; the last layer's inputs are dropped where nothing reads them."""
+        merged, causal = self.structure.cross == "merged", self.structure.inputs == "causal"
+        first, last = self.stacks[0], self.stacks[-1]
+
+        def advance(layers: list[Layer], x: Array, y: Array, keep_inputs: bool) -> tuple[Array, Array]:
+            if self.structure.stacks == "shared":
+                return _joint_layer(
+                    layers[0],
+                    x,
+                    y,
+                    positions_S,
+                    positions_T,
+                    merged=merged,
+                    causal=causal,
+                    keep_inputs=keep_inputs,
+                )
+            memory_BSD = layers[0].before_attention(x)
+            y = _target_layer(
+                layers[1],
+                y,
+                layers[1].reader.keys_values(memory_BSD, positions_S),
+                positions_T,
+                merged=merged,
+            )
+            return _self_layer(layers[0], x, positions_S, causal=causal) if keep_inputs else x, y
+
+        stacks = [(name, params[name]["layers"]) for name in self.stacks]
+        whole = stacks if score_inputs else [(name, jax.tree.map(lambda p: p[:-1], p)) for name, p in stacks]
+        carry = (x_BSD, y_BTD)
+        if jax.tree.leaves(whole[0][1])[0].shape[0] > 0:
+            carry = self._fold(lambda layers, xy: advance(layers, *xy, keep_inputs=True), carry, whole)
+        if not score_inputs:
+            end = [nnx.merge(self._graph[name], jax.tree.map(lambda p: p[-1], p)) for name, p in stacks]
+            carry = advance(end, *carry, keep_inputs=False)
+        x_BSD, y_BTD = carry
+        return rms_norm(x_BSD, params[first]["norm_D"]), rms_norm(y_BTD, params[last]["norm_D"])
+
+
+def _self_layer(layer: Layer, x_BSD: Array, positions_S: Array, *, causal: bool) -> Array:
+    normed = layer.before_attention(x_BSD)
+    q = layer.attn.queries(normed, positions_S)
+    mixed = attend(q, *layer.attn.keys_values(normed, positions_S), causal=causal)
+    return layer.feed_forward(x_BSD + layer.attn.out(mixed))
+
+
+def _target_layer(
+    layer: Layer, y_BTD: Array, memory: tuple[Array, Array], positions_T: Array, *, merged: bool
+) -> Array:
+    normed = layer.before_attention(y_BTD)
+    q = layer.attn.queries(normed, positions_T)
+    own = layer.attn.keys_values(normed, positions_T)
+    if merged:
+        own = _join(memory, own)
+    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True))
+    if not merged:
+        y_BTD = layer.read(y_BTD, memory, positions_T)
+    return layer.feed_forward(y_BTD)
+
+
+def _joint_layer(
+    layer: Layer,
+    x_BSD: Array,
+    y_BTD: Array,
+    positions_S: Array,
+    positions_T: Array,
+    *,
+    merged: bool,
+    causal: bool,
+    keep_inputs: bool,
+) -> tuple[Array, Array]:
+    """One shared layer over both streams, each projection once over S+T positions."""
+    S = x_BSD.shape[1]
+    normed_BnD = layer.before_attention(jnp.concatenate([x_BSD, y_BTD], axis=1))
+    positions_n = jnp.concatenate([positions_S, positions_T])
+    memory_BSD, normed_BTD = normed_BnD[:, :S], normed_BnD[:, S:]
+    if keep_inputs or layer.cross is None:
+        k, v = layer.attn.keys_values(normed_BnD, positions_n)
+        inputs, targets = (k[:, :S], v[:, :S]), (k[:, S:], v[:, S:])
+    else:
+        inputs, targets = None, layer.attn.keys_values(normed_BTD, positions_T)
+    memory = inputs if layer.cross is None else layer.cross.keys_values(memory_BSD, positions_S)
+    assert memory is not None
+    target_keys_values = _join(memory, targets) if merged else targets
+    if not keep_inputs:
+        mixed = attend(layer.attn.queries(normed_BTD, positions_T), *target_keys_values, causal=True)
+        y_BTD = y_BTD + layer.attn.out(mixed)
+        y_BTD = y_BTD if merged else layer.read(y_BTD, memory, positions_T)
+        return x_BSD, layer.feed_forward(y_BTD)
+    assert inputs is not None
+    q = layer.attn.queries(normed_BnD, positions_n)
+    mixed_x = attend(q[:, :S], *inputs, causal=causal)
+    mixed_y = attend(q[:, S:], *target_keys_values, causal=True)
+    out_BnD = layer.attn.out(jnp.concatenate([mixed_x, mixed_y], axis=1))
+    x_BSD, y_BTD = x_BSD + out_BnD[:, :S], y_BTD + out_BnD[:, S:]
+    if not merged:
+        y_BTD = layer.read(y_BTD, memory, positions_T)
+    z_BnD = layer.feed_forward(jnp.concatenate([x_BSD, y_BTD], axis=1))
+    return z_BnD[:, :S], z_BnD[:, S:]
+
+
+def _join(memory: tuple[Array, Array], own: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Keys and values of [memory ; targets]."""
+    k, v = (jnp.concatenate(pair, axis=1) for pair in zip(memory, own, strict=True))
+    return k, v

@@ -1,0 +1,57 @@
+"""The command `lab`."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from lab.preemption import Preempted
+from sweeps.cli import runs, studies
+
+COMMANDS = {
+    "quickstart": studies.quickstart,
+    "plan": studies.plan,
+    "run": studies.run,
+    "status": studies.status,
+    "report": studies.report,
+    "describe": runs.describe,
+    "flops": runs.flops,
+    "train": runs.train,
+    "sample": runs.sample,
+}
+DESCRIPTION = (
+    "Bitterlab: does a piece of structure still pay when compute grows? Start with `lab quickstart`. "
+    "`lab COMMAND --help` shows an example of each command; --debug shows the traceback of an error."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command. Exit status: 0 done, 1 some runs failed, 2 an error, 75 stopped and saved, to be started again."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"] or ["--help"]
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lab", description=DESCRIPTION, args=arguments)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+        sys.exit(2)
+    except Preempted:
+        Console(stderr=True).print("stopped and saved; the same command goes on from here")
+        raise
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
+        sys.exit(130)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("[", r"\[")

@@ -1,0 +1,172 @@
+"""Commands on one run: describe, flops, train, sample."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lab import cost, hardware, records, spec
+from lab.data.tokenizers import TOKENIZERS
+from lab.spec import Objective, Options, Run
+from lab.structure import LADDER, STRUCTURES
+from sweeps import ladder
+
+Path_ = Annotated[Path, tyro.conf.Positional]
+
+
+def _read(path: Path) -> tuple[Run, Path]:
+    """A run.json, or the directory that holds one; and that directory."""
+    file = path / records.RUN if path.is_dir() else path
+    return spec.read_run(file), file.parent
+
+
+def describe(run: Path_, /) -> None:
+    """Print every resolved number of a run, its cost, and where the cost comes from.
+
+    Example: lab describe runs/quickstart/runs/prefix_lm-d32-l2-1.60e11flops-0123456789
+
+    Args:
+        run: a run.json, or a run's directory
+    """
+    console, (content, _) = Console(), _read(run)
+    V = TOKENIZERS[content.data.tokenizer].V
+    console.print(f"[bold]{content.run_id}[/]")
+    table = Table("field", "value", box=None, pad_edge=False)
+    for part, value in spec.to_json(content).items():
+        if isinstance(value, dict):
+            for name, item in value.items():
+                table.add_row(f"{part}.{name}", str(item))
+        else:
+            table.add_row(part, str(value))
+    console.print(table)
+    parts = (content.structure, content.shape, content.options, content.objective)
+    counted = cost.parameters(*parts, V)
+    console.print(
+        f"\n[bold]parameters[/] {counted.total:,}: body {counted.body:,} + token tables {counted.embedding:,}"
+        + (f" ({counted.unused:,} of the body are read by no scored prediction)" if counted.unused else "")
+    )
+    pair = 4 * content.shape.N * content.shape.H
+    bill = Table("forward, one example", "FLOPs", "share", box=None, pad_edge=False, title_justify="left")
+    total = cost.forward(*parts, V)["exact"]
+    for item in cost.bill(*parts, V):
+        flops = item.linear + pair * item.attended
+        note = f" ({item.attended:,} of {item.dense:,} pairs x {pair})" if item.dense else ""
+        bill.add_row(item.name + note, f"{flops:,}", f"{flops / total:.1%}")
+    console.print(bill)
+    spent = Table("unit", "a step", "whole run", box=None, pad_edge=False)
+    step, planned = cost.train_step(content, V), cost.planned(content, V)
+    for unit in step:
+        mark = "  <- budget" if unit == cost.budget_unit(content) else ""
+        spent.add_row(unit, f"{step[unit]:,}", f"{planned[unit]:,} ({planned[unit]:.3e}){mark}")
+    console.print(spent)
+    execution = hardware.choose(content, V)
+    console.print(
+        f"on one CPU core: about {hardware.estimate_seconds(content, V):.0f} s, {execution.steps_per_dispatch} steps per "
+        f"dispatch, layers {'scanned' if execution.scan else 'unrolled'}"
+    )
+
+
+def flops(
+    D: int = 512,
+    L: int = 8,
+    S: int = 512,
+    T: int = 512,
+    V: int = 260,
+    K: int | None = None,
+    head_width: int = 64,
+    turns: int = 5,
+) -> None:
+    """Parameters and forward FLOPs of each structure at one shape, and what a conversation costs.
+
+    Example: lab flops --D 1024 --L 24 --S 896 --T 128 --V 32000
+
+    Args:
+        D: model width
+        L: layers of each stream
+        S: input length
+        T: target length
+        V: vocabulary
+        K: key-value heads (default: as many as query heads)
+        head_width: width of a head
+        turns: of a conversation of T/2 user tokens and T reply tokens each
+    """
+    shape = ladder.shape(D, L, head_width=head_width)
+    shape = shape if K is None else spec.Shape(**{**vars(shape), "K": K})
+    objective, options = Objective(S=S, T=T), Options()
+    table = Table(
+        "structure", "body parameters", "exact", "dense", "textbook", "6nd", "exact / decoder-only",
+        f"{turns} turns: FLOPs / decoder-only", "cache MiB (16 bit)", box=None, pad_edge=False,
+    )  # fmt: skip
+
+    def conversation(name: str) -> tuple[int, int]:
+        user = max(1, T // 2)
+        spent = cost.conversation(STRUCTURES[name], shape, options, V, turns=turns, user=user, reply=T)
+        return sum(turn.prefill + turn.decode for turn in spent), spent[-1].cache_bytes
+
+    base = cost.forward(STRUCTURES["decoder_only"], shape, options, objective, V)["exact"]
+    for name in LADDER:
+        counted = cost.forward(STRUCTURES[name], shape, options, objective, V)
+        talk, cache = conversation(name)
+        table.add_row(
+            name,
+            f"{cost.parameters(STRUCTURES[name], shape, options, objective, V).body:,}",
+            *(f"{counted[c]:.4g}" for c in ("exact", "dense", "textbook", "6nd")),
+            f"{counted['exact'] / base:.3f}",
+            f"{talk / conversation('decoder_only')[0]:.2f}",
+            f"{cache / 2**20:.1f}",
+        )
+    Console().print(table)
+    Console().print("FLOPs of one example's forward pass; training is 3 times that. Conventions: docs/conventions.md")
+
+
+def train(run: Path_, /, out: Path | None = None) -> None:
+    """Train one run in the foreground; started again, it goes on where it was.
+
+    Example: lab train runs/quickstart/runs/prefix_lm-d32-l2-1.60e11flops-0123456789/run.json --out runs/alone
+
+    Args:
+        run: a run.json, or a run's directory
+        out: the directory to train in (default: runs/<run id>)
+    """
+    from lab.train import train as train_run
+
+    content, _ = _read(run)
+    directory = out or Path("runs") / content.run_id
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
+               TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(content.run_id, total=None, note="starting")
+
+        def show(step: int, steps: int, loss: float | None, speed: float) -> None:
+            progress.update(task, completed=step, total=steps, note=f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+
+        result = train_run(content, directory, on_progress=show)
+    outcome = result["outcome"]
+    if result["status"] == "done":
+        print(
+            f"done: {outcome['loss']:.4f} nats per target token, {outcome['bits_per_byte']:.4f} bits per byte; {directory}"
+        )
+    else:
+        print(f"diverged at step {outcome['diverged_at']}; {directory}")
+
+
+def sample(run: Path_, /, prompt: str = "def ", tokens: int = 200) -> None:
+    """Greedy text from a finished run.
+
+    Example: lab sample runs/quickstart/runs/decoder_only-d64-l2-6.40e11flops-0123456789 --prompt "import "
+
+    Args:
+        run: a run's directory
+        prompt: what to continue
+        tokens: how many tokens to add
+    """
+    from lab.sample import greedy
+    from lab.train import restore_parameters
+
+    content, directory = _read(run)
+    model, params = restore_parameters(content, directory)
+    Console().print(f"[dim]{prompt}[/]", end="", highlight=False)
+    Console(soft_wrap=True).print(greedy(content, model, params, prompt, tokens=tokens), markup=False, highlight=False)

@@ -1,0 +1,195 @@
+"""Commands on a study: quickstart, plan, run, status, report."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lab import records
+from sweeps.launch import local
+from sweeps.plan import Plan
+from sweeps.plan import plan as make_plan
+from sweeps.store import Store
+from sweeps.study import load
+
+Name = Annotated[str, tyro.conf.Positional]
+
+
+def quickstart(out: Path = Path("runs/quickstart"), workers: int | None = None, preset: str = "small") -> None:
+    """Plan, train, fit and report the quickstart study: four arms on installed Python source, about 5 minutes on 2 cores.
+
+    Example: lab quickstart
+
+    Args:
+        out: the study's directory
+        workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
+        preset: small, or smoke for a minute's check that all parts work
+    """
+    run("quickstart", preset=preset, out=out, workers=workers)
+    report(str(out))
+
+
+def plan(study: Name, /, preset: str = "small", out: Path | None = None, replace_plan: bool = False) -> None:
+    """Solve a study and show every run before anything is spent; refuse what can not be matched.
+
+    Example: lab plan chung_ladder
+    Example: lab plan ./mine.py --out runs/mine
+
+    Args:
+        study: a shipped study, or a path to a file that defines study(preset)
+        preset: which size of the study
+        out: write plan.json and go no further
+        replace_plan: accept a plan that drops runs which were begun (their directories are kept)
+    """
+    solved = make_plan(load(study, preset))
+    show(solved, Console())
+    if out is not None:
+        print(f"{out / records.PLAN}: {Store(out).write_plan(solved.to_json(), replace=replace_plan)}")
+
+
+def run(
+    study: Name,
+    /,
+    preset: str = "small",
+    out: Path | None = None,
+    workers: int | None = None,
+    retry: bool = False,
+    replace_plan: bool = False,
+) -> None:
+    """Train every run of a study that has not ended; started again, it goes on where it was.
+
+    Example: lab run chung_ladder --workers 2
+    Example: lab run ./mine.py --out runs/mine --retry
+
+    Args:
+        study: a shipped study, or a path to a file that defines study(preset)
+        preset: which size of the study
+        out: the study's directory (default: runs/<study's name>)
+        workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
+        retry: try the failed runs again
+        replace_plan: accept a plan that drops runs which were begun (their directories are kept)
+    """
+    from sweeps.cli.progress import Display
+    from sweeps.execute import run as execute
+
+    console = Console(stderr=True)
+    console.print(f"planning {study}; the first time, the corpus is read and tokenized")
+    solved = make_plan(load(study, preset))
+    kind, places = local.slots(workers)
+    directory = out or Path("runs") / solved.study.name
+    if retry and (directory / records.PLAN).exists():
+        console.print(f"{Store(directory).retry()} failed runs will be tried again")
+    console.print(
+        f"[bold]{solved.study.name}[/]: {len(solved.unique)} runs, {solved.programs()} shapes to compile, "
+        f"{sum(r.planned['exact'] for r in solved.unique.values()):.3g} FLOPs; about "
+        f"{solved.seconds(len(places), kind) / 60:.1f} min on {len(places)} {kind} worker{'s' if len(places) > 1 else ''}; "
+        f"in {directory}",
+        soft_wrap=True,
+    )
+    for said in solved.warnings:
+        console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
+    began = time.monotonic()
+    with Display(solved, console) as display:
+        execute(solved, directory, workers=workers, replace_plan=replace_plan, on_poll=display)
+    statuses = Store(directory).status()
+    failed = [s.run_id for s in statuses if s.state == "failed"]
+    ended = ", ".join(
+        f"{sum(s.state == state for s in statuses)} {state}"
+        for state in ("done", "diverged", "failed")
+        if any(s.state == state for s in statuses)
+    )
+    console.print(f"{ended} in {time.monotonic() - began:.0f} s; {directory}")
+    if failed:
+        console.print(
+            f"[bold red]{len(failed)} runs failed[/], the first: {Store(directory).directory(failed[0])}/failed.json; "
+            f"once the cause is gone: lab run {study} --retry",
+            soft_wrap=True,
+        )
+        sys.exit(1)
+
+
+def status(study: Name, /) -> None:
+    """Show which runs of a study are done, running, waiting or failed.
+
+    Example: lab status runs/quickstart
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+    """
+    store, console = Store(_directory(study)), Console()
+    table = Table("run", "state", "steps", "loss", "spent", "by", box=None, pad_edge=False)
+    statuses = store.status()
+    for s in statuses:
+        table.add_row(
+            s.run_id,
+            s.state,
+            "" if s.step is None else f"{s.step:,}",
+            "" if s.loss is None else f"{s.loss:.4f}",
+            f"{s.share:.0%}",
+            s.held_by,
+        )
+    console.print(table)
+    states = ("done", "running", "waiting", "diverged", "failed")
+    print(", ".join(f"{sum(s.state == state for s in statuses)} {state}" for state in states))
+
+
+def report(study: Name, /, out: Path | None = None) -> None:
+    """Fit a study's runs, print the verdict and write the report as one web page.
+
+    Example: lab report runs/quickstart
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+        out: where the page goes (default: report.html in the study's directory)
+    """
+    import analysis
+
+    directory = _directory(study)
+    page = analysis.report(directory, out)
+    Console(highlight=False).print(analysis.summary(directory), markup=False, soft_wrap=True)
+    print(f"\nreport: {page}")
+
+
+def _directory(study: str) -> Path:
+    for candidate in (Path(study), Path("runs") / study):
+        if (candidate / records.PLAN).exists():
+            return candidate
+    raise ValueError(
+        f"{study}: no {records.PLAN} there nor under runs/{study}; give the directory that `lab run` wrote"
+    )
+
+
+def show(plan: Plan, console: Console) -> None:
+    """The plan as a table: what each cell costs, how nearly it matches, and what it is trained with."""
+    table = Table("arm", "budget", "rung", "D x L", "body", "steps", "tokens", "epochs", "rate", "residual", "s", "seeds",
+                  box=None, pad_edge=False, title=plan.study.question, title_justify="left")  # fmt: skip
+    for row in plan.runs:
+        if row.replicate:
+            continue
+        cell = [
+            r
+            for r in plan.runs
+            if (r.arm, r.budget, r.rung, r.run.optimizer) == (row.arm, row.budget, row.rung, row.run.optimizer)
+        ]
+        shape, planned = row.run.shape, row.planned
+        depth = f"{shape.L_input}+{shape.L}" if row.run.structure.stacks == "separate" else str(shape.L)
+        table.add_row(
+            row.arm, f"{row.budget:.3g}", str(row.rung), f"{shape.D} x {depth}", f"{planned['6nd'] / 6 / planned['tokens']:,.0f}",
+            f"{planned['steps']:,}", f"{planned['tokens']:.3g}", f"{row.epochs:.3f}",
+            f"{row.run.optimizer.learning_rate:.3g}", f"{row.residual:+.2%}", f"{row.seconds_estimated:.0f}", str(len(cell)),
+        )  # fmt: skip
+    console.print(table)
+    unique = plan.unique.values()
+    worst = max(abs(row.residual) for row in plan.runs)
+    match = plan.study.match
+    console.print(
+        f"{len(unique)} runs, {plan.programs()} shapes, {sum(r.planned['exact'] for r in unique):.4g} exact FLOPs; matched on "
+        f"{match.quantity} ({match.convention}) within {worst:.2%} of {match.tolerance:.0%}; about "
+        f"{plan.seconds(2) / 60:.1f} min on 2 CPU cores"
+    )
+    for said in plan.warnings:
+        console.print(f"note: {said}", soft_wrap=True)

@@ -1,0 +1,34 @@
+"""Plan -> records: trains every run of a plan on the machine at hand, and goes on where it was stopped."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lab.data import load
+from sweeps.launch import local
+from sweeps.plan import Plan
+from sweeps.store import Store
+
+
+def run(
+    plan: Plan,
+    out: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    replace_plan: bool = False,
+    on_poll: Callable[[Store], None] | None = None,
+) -> Path:
+    """Trains what is left of the plan under `out` (default runs/<study>) and returns that directory.
+
+    workers: processes that share the cores (default one a core), or GPUs to use (default all). Runs that raised are
+    recorded as failed and do not stop the others; `Store.retry` lets them be tried again.
+    """
+    directory = Path(out) if out is not None else Path("runs") / plan.study.name
+    store = Store(directory)
+    store.write_plan(plan.to_json(), replace=replace_plan)
+    if all(store.ended(run_id) for run_id in store.runs):
+        return directory
+    for data in {row.run.data for row in plan.runs}:
+        load(data)  # refused here, once, rather than by every worker
+    _, places = local.slots(workers)
+    local.start(directory, places[: len(plan.unique)], on_poll=on_poll)
+    return directory

@@ -1,0 +1,122 @@
+"""Worker processes on this machine: one for each core on CPU, one for each accelerator; one that dies is replaced."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sweeps.store import Store
+
+RESTARTS = 3  # of one worker slot, before it is given up: a machine that kills everything is not fought
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """Where one worker runs: the cores it is pinned to and its environment."""
+
+    cores: tuple[int, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def cpu_slots(workers: int | None = None) -> list[Slot]:
+    """Slots that share this process's cores evenly; by default one for each core."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    count = workers or len(cores)
+    shares = [tuple(cores[i::count]) or (cores[i % len(cores)],) for i in range(count)]
+    return [Slot(cores=share, environment={"JAX_PLATFORMS": "cpu"}) for share in shares]
+
+
+def accelerators() -> tuple[str, int]:
+    """('gpu' or 'tpu', how many), or ('cpu', 0). Another process asks JAX, so that this one holds no device."""
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return "cpu", 0
+    hints = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+    if not hints and not os.environ.get("JAX_PLATFORMS"):
+        return "cpu", 0
+    question = "import jax; print(jax.default_backend(), jax.local_device_count())"
+    answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True)
+    if answer.returncode != 0:
+        raise ValueError(
+            f"JAX can not start on this machine's devices: {answer.stderr.strip().splitlines()[-1:]}; "
+            "set JAX_PLATFORMS=cpu to train on the processor"
+        )
+    platform, count = answer.stdout.split()[-2:]
+    return ("cpu", 0) if platform == "cpu" else (platform, int(count))
+
+
+def slots(workers: int | None = None) -> tuple[str, list[Slot]]:
+    """The kind of device and the workers' places on it. A TPU host is one worker; a GPU each is one."""
+    kind, count = accelerators()
+    if kind == "cpu":
+        return kind, cpu_slots(workers)
+    if kind == "gpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        return kind, [Slot(environment={"CUDA_VISIBLE_DEVICES": device}) for device in visible[: workers or count]]
+    return kind, [Slot()]
+
+
+def start(
+    study: Path, places: list[Slot], *, on_poll: Callable[[Store], None] | None = None, poll_seconds: float = 0.5
+) -> None:
+    """Works on the study until every run has ended; raises ValueError if workers keep dying.
+
+    A worker that is killed is started again in its place. SIGINT and SIGTERM are passed on, the workers save, and
+    KeyboardInterrupt is raised.
+    """
+    store = Store(study)
+    logs = store.root / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    stopping = False
+
+    def spawn(index: int) -> subprocess.Popen[bytes]:
+        place = places[index]
+        command = [sys.executable, "-m", "sweeps.launch.worker", str(store.root)]
+        if place.cores:
+            command += ["--cores", ",".join(map(str, place.cores))]
+        threads = str(max(1, len(place.cores)))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, **place.environment}
+        with (logs / f"worker-{index}.log").open("ab") as log:
+            # A session of its own: a Ctrl-C at the terminal reaches the workers once, through this process.
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    workers, restarts = {index: spawn(index) for index in range(len(places))}, dict.fromkeys(range(len(places)), 0)
+    try:
+        while workers and not stopping:
+            time.sleep(poll_seconds)
+            for index, worker in list(workers.items()):
+                if worker.poll() is None:
+                    continue
+                del workers[index]
+                if worker.returncode != 0 and restarts[index] < RESTARTS and not stopping:
+                    restarts[index] += 1
+                    workers[index] = spawn(index)
+            if on_poll:
+                on_poll(store)
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+        for worker in workers.values():
+            try:
+                worker.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopping:
+        raise KeyboardInterrupt
+    left = [run_id for run_id in store.runs if not store.ended(run_id)]
+    if left:
+        raise ValueError(
+            f"{study}: every worker died {RESTARTS + 1} times and {len(left)} runs are left; see {logs}/worker-*.log; "
+            "the same command goes on"
+        )

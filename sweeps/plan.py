@@ -1,0 +1,226 @@
+"""Study -> Plan: every run in full, what it costs, how nearly it matches. Nothing is trained and no device is touched."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lab import cost, hardware, records
+from lab.data import count_windows
+from lab.data.tokenizers import TOKENIZERS
+from lab.spec import Run, Seed, to_json
+from lab.structure import canonical
+from sweeps import ladder, match
+from sweeps.study import Study
+
+# Muennighoff et al. 2023: up to four epochs, repeated text is worth nearly as much as new text.
+MAX_EPOCHS = 4.0
+UNEQUAL_EPOCHS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One row of the plan. Two arms that are the same run (an A/A comparison) are two rows with one run_id."""
+
+    run_id: str
+    arm: str
+    budget: float
+    rung: int
+    replicate: int
+    residual: float  # spent / budget - 1
+    epochs: float
+    seconds_estimated: float  # on one CPU core, without compilation
+    planned: Mapping[str, int]  # FLOPs by convention, tokens, steps
+    run: Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    study: Study
+    runs: tuple[PlannedRun, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def unique(self) -> dict[str, PlannedRun]:
+        """One row for each run that will be trained, in the plan's order."""
+        unique: dict[str, PlannedRun] = {}
+        for row in self.runs:
+            unique.setdefault(row.run_id, row)
+        return unique
+
+    def programs(self) -> int:
+        """Shapes to compile: runs that differ only in budget, rate or seed share one."""
+        return len({_program(row.run) for row in self.unique.values()})
+
+    def seconds(self, workers: int, kind: str = "cpu") -> float:
+        """Estimated seconds for all runs on `workers` cores or accelerators, compilation included."""
+        compiling = self.programs() * hardware.COMPILE_SECONDS[kind]
+        training = sum(hardware.estimate_seconds(r.run, _vocabulary(r.run), kind) for r in self.unique.values())
+        return (training + compiling) / workers
+
+    def to_json(self) -> dict[str, Any]:
+        """What lab.records calls plan.json."""
+        study, first = self.study, self.runs[0].run
+        return {
+            "schema": records.SCHEMA,
+            "study": {
+                "name": study.name,
+                "question": study.question,
+                "baseline": study.baseline,
+                "arms": {name: describe_arm(template) for name, template in study.arms.items()},
+                "match": dataclasses.asdict(study.match),
+                "data": {"corpus": first.data.corpus, "manifest": first.data.manifest,
+                         "train_tokens": first.data.train_tokens},
+                "notes": [*study.notes, *self.warnings],
+            },
+            "runs": [
+                {**{f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name not in ("run", "planned")},
+                 "learning_rate": row.run.optimizer.learning_rate, "planned": dict(row.planned), "run": to_json(row.run)}
+                for row in self.runs
+            ],
+        }  # fmt: skip
+
+
+def plan(study: Study) -> Plan:
+    """Solves every cell of the study; raises ValueError for cells that can not be matched, with their residuals."""
+    _check_comparable(study)
+    rows, unmatched, said = [], [], []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for budget_index, budget in enumerate(study.budgets):
+            for rung in study.rungs(budget_index):
+                cell = []
+                for arm in study.arms:
+                    run = _sized(study, arm, rung, budget)
+                    off = match.residual(run, _vocabulary(run))
+                    if abs(off) > study.match.tolerance:
+                        unmatched.append(f"{arm} rung {rung} (D={run.shape.D}) at {budget:.3g}: {off:+.2%}")
+                    cell += list(_replicates(study, arm, budget_index, rung, run, off))
+                rows += cell
+    said += sorted({str(w.message) for w in caught})
+    if unmatched:
+        raise ValueError(
+            f"study {study.name}: {len(unmatched)} cells can not be matched within {study.match.tolerance:.1%} by whole "
+            f"steps: {'; '.join(unmatched[:6])}{' ...' if len(unmatched) > 6 else ''}; lower the batch, raise the budget, or drop "
+            "the largest rungs"
+        )
+    said += _check_epochs(study, rows)
+    said += _same_functions(study, rows)
+    return Plan(study=study, runs=tuple(rows), warnings=tuple(said))
+
+
+def _vocabulary(run: Run) -> int:
+    return TOKENIZERS[run.data.tokenizer].V
+
+
+def _program(run: Run) -> tuple[Any, ...]:
+    return (run.structure, run.shape, run.options, run.objective, run.batch, run.precision, run.optimizer.name)
+
+
+def describe_arm(template: Run) -> str:
+    s = template.structure
+    dials = (
+        "one bidirectional stream"
+        if s.encoder_only
+        else f"{s.cross} cross-attention, {s.stacks} stacks, {s.memory} memory, {s.inputs} inputs"
+    )
+    return f"{dials}; loss on {template.objective.loss}"
+
+
+def _sized(study: Study, arm: str, rung: int, budget: float) -> Run:
+    """The arm's template at this rung and budget, with its steps and its learning rate solved."""
+    run = replace(study.arms[arm], shape=study.sizes_of(arm)[rung], batch=study.batch)
+    if study.match.quantity == "parameters":
+        base = study.arms[study.baseline]
+        shape = study.sizes_of(study.baseline)[rung]
+        target = cost.parameters(base.structure, shape, base.options, base.objective, _vocabulary(base)).body
+        run = replace(run, shape=match.with_parameters(run, target, _vocabulary(run), study.match.tolerance))
+    run = match.set_budget(run, budget, quantity=study.match.quantity, convention=study.match.convention)
+    if isinstance(study.learning_rate, tuple):
+        return run
+    rate = ladder.learning_rate(study.learning_rate, run, _vocabulary(run))
+    return replace(run, optimizer=replace(run.optimizer, learning_rate=rate))
+
+
+def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: float) -> Iterable[PlannedRun]:
+    """Seeds of a cell (init and data together, the same for every arm), at each learning rate that is swept."""
+    V = _vocabulary(run)
+    planned = cost.planned(run, V)
+    windows = count_windows(run.data, run.objective.length)[0]
+    rates = study.learning_rate if isinstance(study.learning_rate, tuple) else (run.optimizer.learning_rate,)
+    for replicate in range(study.replicates(budget, rung)):
+        for rate in rates:
+            seeded = replace(
+                run,
+                seed=Seed(init=run.seed.init + replicate, data=run.seed.data + replicate),
+                optimizer=replace(run.optimizer, learning_rate=rate),
+            )
+            yield PlannedRun(
+                run_id=seeded.run_id,
+                arm=arm,
+                budget=study.budgets[budget],
+                rung=rung,
+                replicate=replicate,
+                residual=off,
+                epochs=planned["steps"] * run.batch / windows,
+                seconds_estimated=hardware.estimate_seconds(run, V),
+                planned=planned,
+                run=seeded,
+            )
+
+
+def _check_comparable(study: Study) -> None:
+    """Arms are compared on the same targets given the same inputs: all that decides them must be the same."""
+    base = study.arms[study.baseline]
+    for name, template in study.arms.items():
+        for what, ours, theirs in (
+            ("data", template.data, base.data),
+            ("objective.name", template.objective.name, base.objective.name),
+            ("objective.S", template.objective.S, base.objective.S),
+            ("objective.T", template.objective.T, base.objective.T),
+            ("evaluation", template.evaluation, base.evaluation),
+            ("precision", template.precision, base.precision),
+            ("seed", template.seed, base.seed),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"study {study.name}: {what} of arm {name} is {ours!r} but {theirs!r} in the baseline {study.baseline}: "
+                    "their losses are not comparable; make them equal, or two studies"
+                )
+
+
+def _check_epochs(study: Study, rows: list[PlannedRun]) -> list[str]:
+    said = []
+    most = max(rows, key=lambda row: row.epochs)
+    if most.epochs > MAX_EPOCHS:
+        if not most.run.data.allow_repeat:
+            raise ValueError(
+                f"study {study.name}: {most.arm} at {most.budget:.3g} would see its corpus {most.epochs:.1f} times, more than "
+                f"{MAX_EPOCHS:g}: use a larger corpus or smaller budgets, or set data.allow_repeat"
+            )
+        said.append(f"up to {most.epochs:.1f} epochs: repeated text is worth less than new text")
+    by_cell: dict[tuple[float, int], list[float]] = {}
+    for row in rows:
+        by_cell.setdefault((row.budget, row.rung), []).append(row.epochs)
+    if any(max(epochs) > 1 and max(epochs) > UNEQUAL_EPOCHS * min(epochs) for epochs in by_cell.values()):
+        said.append(f"compared arms repeat their text unequally, by more than a factor of {UNEQUAL_EPOCHS:g}")
+    return said
+
+
+def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
+    """Arms whose dials have no effect at some rung, so that they are one function there."""
+    said = set()
+    cells: dict[tuple[float, int], list[PlannedRun]] = {}
+    for row in rows:
+        if row.replicate == 0:
+            cells.setdefault((row.budget, row.rung), []).append(row)
+    for (_, rung), members in cells.items():
+        for i, a in enumerate(members):
+            for b in members[i + 1 :]:
+                if a.arm != b.arm and a.run.objective == b.run.objective and a.run.shape == b.run.shape:
+                    one, other = (canonical(x.run.structure, L=x.run.shape.L, S=x.run.objective.S, loss=x.run.objective.loss)
+                                  for x in (a, b))  # fmt: skip
+                    if one == other:
+                        said.add(f"{a.arm} and {b.arm} are the same function at rung {rung} ({a.run.shape.L} layers)")
+    return sorted(said)

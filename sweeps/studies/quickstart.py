@@ -1,0 +1,32 @@
+"""Does the encoder-decoder's structure pay at the smallest scale? The lab from end to end.
+
+command    lab quickstart
+cost       1.1e13 FLOPs in 56 runs; about 5 minutes on 2 CPU cores
+expected   see the README: differences of a few hundredths of a nat against a seed noise of about a hundredth; three
+           budgets over a factor of 16 can show who is ahead there, and not where curves cross
+"""
+
+from sweeps.ladder import ladder
+from sweeps.study import Study, arm, corpus
+
+BUDGETS = {"small": (3e10, 1.2e11, 4.8e11), "smoke": (3e9, 6e9, 1.2e10)}
+
+
+def study(preset: str = "small") -> Study:
+    data = corpus("python")
+    return Study(
+        name="quickstart",
+        question="At matched compute on Python source, does an encoder-decoder's structure beat a decoder-only model?",
+        arms={
+            "encoder_decoder": arm("encoder_decoder", data, S=64, T=64),
+            "prefix_lm": arm("prefix_lm", data, S=64, T=64),
+            "decoder_only": arm("decoder_only", data, S=64, T=64),
+            "decoder_only_all": arm("decoder_only", data, S=64, T=64, loss="all"),
+        },
+        baseline="decoder_only",
+        budgets=BUDGETS[preset],
+        sizes=ladder(12, 16, 24, 32, 48, 64, depth=2),
+        window=4,
+        batch=8,
+        extra_seeds={(1, 2): 3},
+    )

@@ -1,0 +1,163 @@
+"""A study: a question = arms x budgets x rungs x seeds, and what is matched. A study is one file that defines
+
+    def study(preset: str = "small") -> Study: ...
+
+shipped in `sweeps/studies/` or anywhere on disk.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lab.data import describe
+from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Run, Shape, nearest, require
+from lab.structure import STRUCTURES, Structure
+
+SHIPPED = Path(__file__).parent / "studies"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """What compared arms have in common at a budget, and how nearly.
+
+    flops: every arm's own sizes, each trained until the budget is spent in `convention`. tokens: budgets are tokens of
+    text. parameters: budgets are tokens too, and each arm's feed-forward width is solved for the baseline's parameters.
+    """
+
+    quantity: Literal["flops", "tokens", "parameters"] = "flops"
+    convention: Literal["exact", "dense", "6nd", "textbook"] = "exact"
+    tolerance: float = 0.01
+
+    def __post_init__(self):
+        choices = ("flops", "tokens", "parameters")
+        require(self.quantity in choices, "match.quantity", self.quantity, f"use one of {', '.join(choices)}")
+        require(0 < self.tolerance <= 0.05, "match.tolerance", self.tolerance, "use a share in (0, 0.05]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Arms are Run templates: shape, budget, batch, learning rate and seeds are filled in by the plan.
+
+    sizes: the ladder that all arms share, or one for each arm. Budget i uses `window` neighbouring rungs from rung i
+    on, so that a shape compiles once and serves several budgets. learning_rate: a rule of sweeps.ladder or a number.
+    seeds: replicates of every cell; extra_seeds: {(budget index, rung index): replicates} for measuring the noise.
+    """
+
+    name: str
+    question: str
+    arms: Mapping[str, Run]
+    baseline: str
+    budgets: tuple[float, ...]
+    sizes: tuple[Shape, ...] | Mapping[str, tuple[Shape, ...]]
+    batch: int
+    window: int = 4
+    learning_rate: str | float | tuple[float, ...] = "lab"
+    seeds: int = 1
+    extra_seeds: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    match: Match = field(default_factory=Match)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        ok = isinstance(self.name, str) and self.name.replace("_", "").replace("-", "").isalnum()
+        require(ok, "study.name", self.name, "use letters, digits, - and _: it names a directory")
+        require(len(self.arms) >= 1, "study.arms", dict(self.arms), "give at least one arm")
+        require(self.baseline in self.arms, "study.baseline", self.baseline, nearest(self.baseline, list(self.arms)))
+        require(len(self.budgets) >= 1, "study.budgets", self.budgets, "give at least one budget")
+        ascending = sorted(set(self.budgets)) == list(self.budgets) and self.budgets[0] > 0
+        require(ascending, "study.budgets", self.budgets, "give positive budgets in ascending order, each once")
+        require(self.window >= 1, "study.window", self.window, "use at least 1 rung at each budget")
+        require(self.seeds >= 1, "study.seeds", self.seeds, "use at least 1")
+        for arm in self.arms:
+            need = self.window + len(self.budgets) - 1
+            have = len(self.sizes_of(arm))
+            require(
+                have >= self.window,
+                f"study.sizes of arm {arm}",
+                have,
+                f"give at least window = {self.window} sizes ({need} let the window move up with each budget)",
+            )
+        for (budget, rung), count in self.extra_seeds.items():
+            cell = 0 <= budget < len(self.budgets) and rung in self.rungs(budget) and count >= 1
+            require(cell, "study.extra_seeds", (budget, rung), "name a budget and a rung that the study has")
+
+    def sizes_of(self, arm: str) -> tuple[Shape, ...]:
+        if isinstance(self.sizes, Mapping):
+            require(arm in self.sizes, "study.sizes", list(self.sizes), f"give the sizes of arm {arm!r} too")
+            return self.sizes[arm]
+        return self.sizes
+
+    def rungs(self, budget: int) -> range:
+        """Rungs of the ladder that the budget of this index uses."""
+        count = min(len(self.sizes_of(arm)) for arm in self.arms)
+        first = min(budget, count - self.window)
+        return range(first, first + self.window)
+
+    def replicates(self, budget: int, rung: int) -> int:
+        return max(self.seeds, self.extra_seeds.get((budget, rung), 1))
+
+
+def arm(
+    structure: str | Structure,
+    data: Data,
+    *,
+    S: int,
+    T: int,
+    loss: Literal["targets", "all"] = "targets",
+    **overrides: Any,
+) -> Run:
+    """A template: a structure on this data. `overrides` are parts of a Run (options, optimizer, precision, ...)."""
+    if isinstance(structure, str) and structure not in STRUCTURES:
+        raise ValueError(f"structure = {structure!r}: {nearest(structure, list(STRUCTURES))}")
+    chosen = STRUCTURES[structure] if isinstance(structure, str) else structure
+    name: Literal["lm", "masked_lm"] = "masked_lm" if chosen.encoder_only else "lm"
+    template = Run(
+        structure=chosen,
+        shape=Shape(D=2, F=1, N=1, K=1, H=2, L=1, L_input=1),  # the plan sets it
+        objective=Objective(name=name, S=S, T=T, loss=loss),
+        data=data,
+        optimizer=Optimizer(learning_rate=1e-3),
+        budget=Budget(amount=1.0),
+        batch=1,
+        evaluation=Evaluation(),
+    )
+    return replace(template, **overrides)
+
+
+def corpus(name: str = "python", path: str | Path | None = None, *, held_out: float = 0.05, **settings: Any) -> Data:
+    """The corpus as it is found on this machine: read once, then known by its manifest's hash."""
+    data = describe(name, path=None if path is None else str(path), held_out=held_out).data
+    return replace(data, **settings) if settings else data
+
+
+def shipped() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.py")) if path.stem != "__init__"}
+
+
+def load(name: str, preset: str = "small") -> Study:
+    """A shipped study by its name, or a file by its path."""
+    path = shipped().get(name)
+    if path is None:
+        path = Path(name)
+        if path.suffix != ".py" or not path.exists():
+            hint = nearest(name, list(shipped()))
+            raise ValueError(
+                f"study {name!r}: no shipped study and no file of that name; {hint}, or give a path to a .py file"
+            )
+    spec = importlib.util.spec_from_file_location(f"bitterlab_study_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, "study", None)
+        if not callable(make):
+            raise ValueError("defines no function `study(preset)`; the README shows a whole study in 30 lines")
+        made = make(preset)
+    except Exception as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Study):
+        raise ValueError(f"{path}: `study` returned {type(made).__name__}, not a sweeps.Study")
+    return made

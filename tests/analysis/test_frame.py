@@ -1,0 +1,77 @@
+"""Records are read once and checked: what was spent is what was planned."""
+
+import json
+
+import numpy as np
+import pytest
+import synthetic
+
+from analysis.frame import load
+from lab import records
+
+ARMS = {name: synthetic.FOUR_ARMS[name] for name in ("prefix_lm", "decoder_only")}
+
+
+def study(**changes):
+    return synthetic.Study(arms=ARMS, baseline="decoder_only", budgets=synthetic.BUDGETS[:2], **changes)
+
+
+def test_one_row_for_each_planned_run(tmp_path):
+    synthetic.write(tmp_path, study(missing=(0,), failed=(1,), diverged=(2,)))
+    frame = load(tmp_path)
+    assert len(frame) == 2 * (2 * 4 + 2)
+    assert frame["status"].tolist()[:4] == ["missing", "failed", "diverged", "done"]
+    assert frame["loss"].isna().tolist()[:4] == [True, True, True, False]
+    assert frame.attrs["study"]["baseline"] == "decoder_only"
+    done = frame[frame["status"] == "done"]
+    np.testing.assert_allclose(done["flops_exact"], done["planned_exact"])
+    assert np.allclose(done["flops_exact"], done["budget"], rtol=0.01)
+    assert set(done["D"]) <= set(range(2, 400)) and (done["T"] == synthetic.T).all()
+    assert (done["seed_init"] == done["replicate"]).all()
+    assert frame.loc[2, "diverged_at"] == 7 and frame.loc[2, "flops_exact"] == frame.loc[2, "planned_exact"] / 2
+
+
+def test_arms_that_share_a_run_share_its_row(tmp_path):
+    arms = {"decoder_only": ARMS["decoder_only"], "again": ARMS["decoder_only"]}
+    synthetic.write(tmp_path, synthetic.Study(arms=arms, baseline="decoder_only", same_runs=("again",)))
+    frame = load(tmp_path)
+    assert frame["run_id"].nunique() * 2 == len(frame)
+    assert frame.groupby("run_id")["loss"].nunique().eq(1).all()
+
+
+@pytest.mark.parametrize("convention", ["exact", "dense", "6nd", "textbook", "tokens", "steps"])
+def test_a_run_that_spent_otherwise_is_named(tmp_path, convention):
+    def change(result):
+        result["outcome"]["spent"] = {**result["outcome"]["spent"], convention: 1}
+
+    synthetic.write(tmp_path, study(change=change))
+    with pytest.raises(ValueError, match=rf"plan.json: run prefix_lm-d\S+ spent 1 {convention}, plan.json planned"):
+        load(tmp_path)
+
+
+def test_errors_name_the_file(tmp_path):
+    with pytest.raises(ValueError, match=r"no plan.json here; give the directory"):
+        load(tmp_path)
+    synthetic.write(tmp_path, study())
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    victim = records.run_directory(tmp_path, plan["runs"][4]["run_id"]) / "result.json"
+    whole = victim.read_text()
+    victim.write_text(whole[:100])
+    with pytest.raises(ValueError, match=rf"{plan['runs'][4]['run_id']}/result.json: not a whole JSON"):
+        load(tmp_path)
+    victim.write_text(whole.replace('"status": "done"', '"status": "lost"'))
+    with pytest.raises(ValueError, match="status = 'lost'"):
+        load(tmp_path)
+    victim.write_text(whole)
+    for key, value, match in (("baseline", "nobody", "study.baseline = 'nobody'"), ("arms", {}, "study.baseline")):
+        broken = {**plan, "study": {**plan["study"], key: value}}
+        records.write_json(tmp_path / "plan.json", broken)
+        with pytest.raises(ValueError, match=match):
+            load(tmp_path)
+    records.write_json(tmp_path / "plan.json", {**plan, "runs": []})
+    with pytest.raises(ValueError, match="has no runs"):
+        load(tmp_path)
+    rows = [{**plan["runs"][0], "arm": "other"}]
+    records.write_json(tmp_path / "plan.json", {**plan, "runs": rows})
+    with pytest.raises(ValueError, match="arm = 'other'"):
+        load(tmp_path)

@@ -1,0 +1,101 @@
+"""The whole way from a study's directory to a page, also where runs are missing or nothing can be said."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import synthetic
+
+import analysis
+from analysis.answer import analyse
+from analysis.fit import Fit
+from analysis.refusal import Refused
+from analysis.report import render, text, verdict_json
+
+TWO = {name: synthetic.FOUR_ARMS[name] for name in ("prefix_lm", "decoder_only")}
+
+
+def self_contained(page: str) -> bool:
+    loads = re.findall(r"""(?:src|href|url|@import)\s*[=(]?\s*["']?([^"'\s)>]*)""", page)
+    return not [link for link in loads if re.match(r"(https?:)?//|[a-z]+\.(js|css)", link)] and "<script" not in page
+
+
+def test_report_of_a_whole_study(tmp_path):
+    path = tmp_path / "study"
+    arms = {"decoder_only": TWO["decoder_only"], "prefix_lm": TWO["prefix_lm"], "twin": TWO["decoder_only"]}
+    synthetic.write(
+        path,
+        synthetic.Study(
+            arms=arms,
+            baseline="decoder_only",
+            same_runs=("twin",),
+            question="Is <b>x</b> & y better?",
+            notes=("a <note>",),
+        ),
+    )
+    page = analysis.report(path, out=tmp_path / "out")
+    html = page.read_text()
+    assert page == tmp_path / "out" / "report.html" and html.count("<svg") == 4
+    assert self_contained(html)
+    assert "Is &lt;b&gt;x&lt;/b&gt; &amp; y better?" in html and "a &lt;note&gt;" in html
+    verdict = json.loads((page.parent / "verdict.json").read_text())
+    by_arm = {v["arm"]: v for v in verdict["verdicts"]}
+    assert by_arm["prefix_lm"]["kind"] == "A better" and by_arm["prefix_lm"]["sentence"] in html
+    assert by_arm["twin"]["kind"] == "not resolved" and "same runs" in by_arm["twin"]["sentence"]
+    assert verdict["law"]["status"] == "converged"
+    truth = synthetic.true_best(TWO["prefix_lm"], 6.4e11) - synthetic.true_best(TWO["decoder_only"], 6.4e11)
+    last = [d for d in verdict["differences"] if d["arm"] == "prefix_lm"][-1]
+    assert last["low"] < truth < last["high"]
+    table = pd.read_csv(page.parent / "runs.csv")
+    assert len(table) == 3 * 14 and table["run_id"].nunique() == 2 * 14
+    assert by_arm["prefix_lm"]["sentence"] in analysis.summary(path)
+
+
+def test_missing_failed_and_diverged_runs_are_named(tmp_path):
+    study = synthetic.Study(arms=TWO, baseline="decoder_only", missing=(0, 1), failed=(5,), diverged=(16,))
+    synthetic.write(tmp_path, study)
+    answer = analyse(tmp_path)
+    said = " ".join(answer.caveats)
+    for phrase in ("2 of 28 runs have not ended", "1 of 28 runs failed", "1 of 28 runs diverged"):
+        assert phrase in said
+    refused = answer.minima["prefix_lm", synthetic.BUDGETS[0]]
+    assert isinstance(refused, Refused) and "2 sizes finished" in refused.reason
+    html = render(answer)
+    assert "diverged at step 7" in html and "same rung" in html and self_contained(html)
+    assert isinstance(answer.law, Fit) and isinstance(answer.curves["prefix_lm"], Refused)
+
+
+@pytest.mark.parametrize("finished", [0, 1, 5, 14])
+def test_an_unfinished_study_is_refused_not_crashed(tmp_path, finished):
+    # Runs end in the order of the plan, so that the second arm has none.
+    study = synthetic.Study(arms=TWO, baseline="decoder_only", missing=tuple(range(finished, 28)))
+    synthetic.write(tmp_path, study)
+    answer = analyse(tmp_path)
+    assert [v.kind for v in answer.verdicts] == ["refused"]
+    assert "refused" in render(answer) and "[refused]" in text(answer)
+    assert json.dumps(verdict_json(answer), allow_nan=False)
+
+
+def test_one_budget_without_replicates(tmp_path):
+    study = synthetic.Study(arms=TWO, baseline="decoder_only", budgets=(1e11,), seeds=1, sizes=6, noise=0.002)
+    synthetic.write(tmp_path, study)
+    answer = analyse(tmp_path)
+    assert "No cell has two seeds" in answer.caveats[0]
+    assert answer.verdicts[0].kind in ("A better", "not resolved")
+    assert all(isinstance(value, Refused) for value in answer.crossings.values()) and "<svg" in render(answer)
+
+
+def test_importing_is_light_and_the_function_stays_a_function():
+    code = (
+        "import sys, analysis; heavy = {'jax', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules); "
+        "assert not heavy, heavy; import analysis.report, analysis.answer; "
+        "assert callable(analysis.report) and callable(analysis.load) and set(analysis.__all__) <= set(dir(analysis)) | "
+        "set(analysis._HOME); assert all(getattr(analysis, name) for name in analysis.__all__); "
+        "assert callable(analysis.report)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="no attribute 'forecast'"):
+        _ = analysis.forecast

@@ -1,0 +1,107 @@
+"""Losses fall where they can and stay where they must; the first steps are what they were."""
+
+import functools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import EVERY_STRUCTURE, make_run, name_of
+
+from lab.data import Examples, describe, load
+from lab.data.tokenizers import TOKENIZERS
+from lab.hardware import Execution
+from lab.objectives import Batch, build
+from lab.optimizers import Hyperparameters
+from lab.program import initial_state, program, train_step
+from lab.spec import Objective, Optimizer, Shape
+from lab.structure import ALL_TWO_STREAM, LADDER
+
+GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
+BYTES = TOKENIZERS["bytes"]
+SMALL = Shape(D=32, F=64, N=2, K=2, H=16, L=2, L_input=2)
+HYPER = Hyperparameters.of(Optimizer(learning_rate=1.0, weight_decay=0.0))
+
+
+def losses(run, batches, rate, seed=0):
+    """Training losses on these batches, one step each."""
+    p = program(run, Execution(steps_per_dispatch=1, scan=False))
+    state = initial_state(p, jnp.int32(seed))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def many(state, batches):
+        def body(state, batch):
+            state, loss, _ = train_step(p, state, batch, HYPER, jnp.float32(rate))
+            return state, loss
+
+        return jax.lax.scan(body, state, batches)[1]
+
+    stacked = Batch(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
+    return np.asarray(many(state, stacked))
+
+
+def random_text(run, steps, symbols, *, copied=False, seed=0):
+    rng, o = np.random.default_rng(seed), run.objective
+    for step in range(steps):
+        tokens = rng.integers(97, 97 + symbols, (run.batch, o.length)).astype(np.int32)
+        if copied:
+            tokens[:, o.S :] = tokens[:, : o.T]
+        yield build(o, tokens, BYTES, seed=seed, first=step * run.batch)
+
+
+@pytest.mark.parametrize("structure", EVERY_STRUCTURE, ids=name_of)
+def test_overfits_one_batch(structure):
+    run = make_run(structure, shape=SMALL)
+    batch = next(iter(random_text(run, 1, 16)))
+    fell = losses(run, [batch] * 80, rate=1e-2)
+    assert fell[0] > 4 and fell[-1] < 0.1
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_learns_to_copy(name):
+    """Targets repeat the inputs, which are random: only what is read from the inputs can predict them."""
+    run = make_run(name, shape=SMALL, objective=Objective(S=8, T=8), batch=32)
+    fell = losses(run, list(random_text(run, 400, 8, copied=True)), rate=4e-3)
+    assert fell[-20:].mean() < 0.25 * math.log(8)
+
+
+@pytest.mark.parametrize("structure", EVERY_STRUCTURE, ids=name_of)
+def test_nothing_is_learned_of_independent_tokens(structure):
+    run = make_run(structure, shape=SMALL, batch=32)
+    fell = losses(run, list(random_text(run, 150, 4)), rate=4e-3)
+    assert fell[-30:].mean() > math.log(4) - 0.01
+
+
+def test_a_leak_would_be_seen():
+    """The same test with the labels let into the target stream one place early: the loss falls far below ln V."""
+    run = make_run("decoder_only", shape=SMALL, batch=32)
+    leaky = [b._replace(targets=b.labels) for b in random_text(run, 150, 4)]
+    assert losses(run, leaky, rate=4e-3)[-30:].mean() < 0.5 * math.log(4)
+
+
+def test_loss_on_all_tokens_of_independent_text():
+    for structure in (s for s in ALL_TWO_STREAM if s.inputs == "causal" and s.cross == "merged"):
+        run = make_run(structure, shape=SMALL, batch=32, objective=Objective(S=6, T=5, loss="all"))
+        assert losses(run, list(random_text(run, 100, 4)), rate=4e-3)[-30:].mean() > math.log(4) - 0.01
+
+
+def first_losses(name: str) -> list[float]:
+    run = make_run(name, shape=SMALL, objective=Objective(S=12, T=12), data=describe("markov").data, batch=8)
+    examples = Examples(load(run.data), run.objective.length, seed=0)
+    batches = [build(run.objective, examples.batch(step, 8), BYTES, seed=0, first=8 * step) for step in range(20)]
+    return [float(loss) for loss in losses(replace(run, data=run.data), batches, rate=3e-3)]
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_first_losses_are_the_golden_ones(name):
+    """To 1e-4 across versions and processors. `python tests/lab/test_learning.py` writes them anew."""
+    np.testing.assert_allclose(first_losses(name), json.loads(GOLDEN.read_text())[name], rtol=1e-4)
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps({name: first_losses(name) for name in LADDER}, indent=1) + "\n")

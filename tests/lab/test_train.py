@@ -1,0 +1,187 @@
+"""One run: resumed bit for bit, ended honestly, the same numbers as worked out by hand."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from runs import make_run
+
+from lab import cost, records
+from lab.data import Examples, describe, load
+from lab.data.tokenizers import TOKENIZERS
+from lab.hardware import Execution
+from lab.objectives import build
+from lab.program import program, token_losses
+from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, to_json
+from lab.structure import LADDER, STRUCTURES
+from lab.train import restore_parameters, train
+
+TWO_STEPS = Execution(steps_per_dispatch=2, scan=False)
+V = TOKENIZERS["bytes"].V
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone: nothing in the lab may catch it."""
+
+
+def real_run(structure="decoder_only", **parts) -> Run:
+    return make_run(structure, **{"data": describe("markov").data, **parts})
+
+
+def killed_after(step):
+    def progress(done, steps, loss, speed):
+        if done >= step:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("loss", ["targets", "all"])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_killed_and_restarted_is_the_same_run(name, loss, tmp_path):
+    if loss == "all" and name != "decoder_only":
+        pytest.skip("scoring the inputs is covered by the structure that is trained so")
+    run = real_run(name, evaluation=Evaluation(examples=16, times=2))
+    if loss == "all":
+        run = replace(run, objective=replace(run.objective, loss="all"))
+    whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
+    for attempt in (3, 5):
+        with pytest.raises(Killed):
+            train(run, tmp_path / "killed", execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(attempt))
+    again = train(run, tmp_path / "killed", execution=TWO_STEPS)
+    assert again["outcome"] == whole["outcome"] and whole["status"] == "done"
+    assert again["measured"]["attempts"] == 3
+    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in records.read_metrics(tmp_path / d)]
+             for d in ("whole", "killed")]  # fmt: skip
+    assert lines[0] == lines[1]
+
+
+def test_a_resume_uses_the_settings_it_was_begun_with(tmp_path, caplog):
+    run = real_run()
+    with pytest.raises(Killed):
+        train(run, tmp_path, execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(3))
+    result = train(run, tmp_path, execution=Execution(steps_per_dispatch=4, scan=True))
+    assert result["measured"]["execution"] == TWO_STEPS.to_json()
+    assert "goes on with the settings" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_killed_process_goes_on(number, tmp_path):
+    """A real process, killed in its loop after it has saved; SIGTERM saves and leaves with status 75."""
+    run = real_run(budget=Budget(unit="steps", amount=300))
+    whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
+    (tmp_path / "run.json").write_text(json.dumps(to_json(run)))
+    script = (
+        "import sys, pathlib\nfrom lab.spec import read_run\nfrom lab.train import train\n"
+        "from lab.hardware import Execution\n"
+        "train(read_run(pathlib.Path(sys.argv[1]) / 'run.json'), pathlib.Path(sys.argv[1]) / 'killed',"
+        " checkpoint_seconds=0.05, execution=Execution(steps_per_dispatch=2, scan=False))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert records.read_result(tmp_path / "killed") is None
+    assert train(run, tmp_path / "killed")["outcome"] == whole["outcome"]
+
+
+def test_the_result_is_what_the_parameters_say(tmp_path):
+    """Loss, bits per byte and loss by position, recomputed from the saved parameters and the held-out text."""
+    run = real_run("prefix_lm", evaluation=Evaluation(examples=70))
+    result = train(run, tmp_path, execution=TWO_STEPS)
+    model, params = restore_parameters(run, tmp_path)
+    examples = Examples(load(run.data), run.objective.length, seed=99)
+    batch = build(run.objective, examples.held_out(70), TOKENIZERS["bytes"], seed=0, first=0)
+    losses = np.asarray(token_losses(model, run.objective, params, batch), np.float64)
+    outcome = result["outcome"]
+    assert outcome["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert outcome["bits_per_byte"] == pytest.approx(losses.mean() / math.log(2), rel=1e-6)
+    np.testing.assert_allclose(outcome["loss_per_position"], losses.mean(axis=0), rtol=1e-5)
+    assert outcome["loss_standard_error"] == pytest.approx(losses.mean(axis=1).std(ddof=1) / 70**0.5, rel=1e-5)
+    assert outcome["spent"] == result["planned"] == cost.planned(run, V)
+    assert outcome["target_tokens"] == 8 * 4 * 5 and outcome["tokens_seen"] == 8 * 4 * 11
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    run = real_run(optimizer=Optimizer(learning_rate=10.0, clip=1e9, warmup=0.0, weight_decay=0.0),
+                   budget=Budget(unit="steps", amount=60))  # fmt: skip
+    result = train(run, tmp_path)
+    assert result["status"] == "diverged" and result["outcome"]["loss"] is None
+    assert result["outcome"]["steps"] == result["outcome"]["diverged_at"] + 1 <= 60
+    assert train(run, tmp_path) == result
+
+
+def test_seeds_decide_and_only_seeds(tmp_path):
+    def ended(name, **seed):
+        run = real_run()
+        return train(replace(run, seed=replace(run.seed, **seed)), tmp_path / name, execution=TWO_STEPS)["outcome"]
+
+    first = ended("a")
+    assert ended("b") == first
+    assert ended("c", init=1)["parameter_hash"] != first["parameter_hash"]
+    assert ended("d", data=1)["parameter_hash"] != first["parameter_hash"]
+
+
+def test_a_directory_belongs_to_one_run(tmp_path):
+    train(real_run(), tmp_path, execution=TWO_STEPS)
+    with pytest.raises(ValueError, match="holds the result of"):
+        train(real_run(batch=2), tmp_path)
+
+
+def test_text_that_is_not_the_planned_text_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="manifest"):
+        train(make_run(), tmp_path)
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    run = real_run()
+    with pytest.raises(Killed):
+        train(run, tmp_path, execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(3))
+    newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    for file in newest.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(ValueError, match=f"checkpoints/{newest.name}.*can not be read"):
+        train(run, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_microbatches_train_alike(precision, tmp_path):
+    run = real_run(precision=precision, batch=8)
+    whole = train(run, tmp_path / "whole", execution=TWO_STEPS)["outcome"]["loss"]
+    parts = train(run, tmp_path / "parts", execution=replace(TWO_STEPS, microbatches=4))["outcome"]["loss"]
+    assert parts == pytest.approx(whole, rel=1e-5 if precision == "f32" else 1e-3)
+
+
+@pytest.mark.parametrize("name", [*LADDER, "encoder_only"])
+def test_runs_of_one_shape_share_a_program(name):
+    """Learning rate, seeds, weight decay and budget are no part of what is compiled."""
+    run = make_run(name)
+    other = replace(run, seed=replace(run.seed, init=3, data=4), optimizer=Optimizer(learning_rate=1.0, weight_decay=0.3),
+                    budget=Budget(unit="tokens", amount=1e5))  # fmt: skip
+    assert program(run, TWO_STEPS).key == program(other, TWO_STEPS).key
+    assert program(run, TWO_STEPS).key != program(replace(run, batch=2), TWO_STEPS).key
+
+
+def test_every_arm_reads_the_same_text():
+    """A run's stream depends on the seed and the example's length alone."""
+    corpus = load(describe("markov").data)
+    one, other = Examples(corpus, 11, seed=5), Examples(corpus, 11, seed=5)
+    wide = one.batch(0, 8)
+    np.testing.assert_array_equal(wide, np.concatenate([other.batch(step, 2) for step in (0, 1, 2, 3)]))
+    split = build(Objective(S=6, T=5), wide, TOKENIZERS["bytes"], seed=0, first=0)
+    np.testing.assert_array_equal(split.inputs, wide[:, :6])
+    np.testing.assert_array_equal(split.labels, wide[:, 6:])
+    np.testing.assert_array_equal(split.targets[:, 1:], wide[:, 6:-1])
+    assert (split.targets[:, 0] == TOKENIZERS["bytes"].sep).all()
+
+

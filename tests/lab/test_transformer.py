@@ -1,0 +1,206 @@
+"""Every structure against independent models, for what it may see, and for what it can learn."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_models as reference
+from runs import EVERY_STRUCTURE, TINY, make_run, name_of
+
+from lab.data.tokenizers import TOKENIZERS
+from lab.hardware import Execution
+from lab.objectives import build
+from lab.program import loss_and_gradient, program, token_losses
+from lab.spec import Objective, Options, Shape
+from lab.structure import ALL_TWO_STREAM, STRUCTURES
+
+BYTES = TOKENIZERS["bytes"]
+GROUPED = Shape(D=12, F=20, N=4, K=2, H=6, L=3, L_input=3)
+UNROLLED = Execution(steps_per_dispatch=1, scan=False)
+
+
+def perturbed(params, seed=3):
+    """Norm scales start at one; move every parameter so that none of them can be mixed up unseen."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten([p + 0.2 * jax.random.normal(k, p.shape) * jnp.std(p) + 0.1 * jax.random.normal(k, p.shape)
+                           * (jnp.std(p) == 0) for p, k in zip(leaves, keys, strict=True)])  # fmt: skip
+
+
+def logits(run, params, batch, execution=UNROLLED):
+    model = program(run, execution).model
+    return np.asarray(model(params, run.objective, jnp.asarray(batch.inputs), jnp.asarray(batch.targets)))
+
+
+def some_batch(run, seed=0):
+    tokens = np.random.default_rng(seed).integers(0, 256, (run.batch, run.objective.length)).astype(np.int32)
+    return tokens, build(run.objective, tokens, BYTES, seed=seed, first=0)
+
+
+@pytest.mark.parametrize("loss", ["targets", "all"])
+@pytest.mark.parametrize("name", ["prefix_lm", "decoder_only"])
+def test_steps_3_and_4_are_the_ordinary_models(name, loss):
+    if name == "prefix_lm" and loss == "all":
+        pytest.skip("a bidirectional input can not be scored")
+    run = make_run(name, shape=GROUPED, objective=Objective(S=6, T=5, loss=loss))
+    params = perturbed(program(run, UNROLLED).model.init(jax.random.key(0)))
+    tokens, batch = some_batch(run)
+    ours = logits(run, params, batch)
+    for row in range(run.batch):
+        sequence = np.concatenate([tokens[row, :6], [BYTES.sep], tokens[row, 6:-1]])
+        theirs = reference.concatenated(params, sequence, 6, bidirectional_inputs=name == "prefix_lm")
+        scored = theirs[6:] if loss == "targets" else np.concatenate([theirs[:5], theirs[6:]])
+        np.testing.assert_allclose(ours[row], scored, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("options", [Options(), Options(tied_embeddings=False, mlp="gelu", qk_norm=False, positions="restart")],
+                         ids=["default", "other options"])  # fmt: skip
+@pytest.mark.parametrize("structure", ALL_TWO_STREAM, ids=name_of)
+def test_every_structure_is_its_definition(structure, options):
+    run = make_run(structure, shape=GROUPED, options=options)
+    params = perturbed(program(run, UNROLLED).model.init(jax.random.key(0)))
+    _, batch = some_batch(run)
+    ours, scanned = (logits(run, params, batch, Execution(steps_per_dispatch=1, scan=s)) for s in (False, True))
+    np.testing.assert_allclose(ours, scanned, rtol=0, atol=1e-5)
+    for row in range(run.batch):
+        _, theirs = reference.two_streams(
+            structure, params, batch.inputs[row], batch.targets[row], restart=options.positions == "restart"
+        )
+        np.testing.assert_allclose(ours[row], theirs, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("structure", [s for s in ALL_TWO_STREAM if s.inputs == "causal"], ids=name_of)
+def test_loss_on_all_scores_the_input_streams_own_top(structure):
+    run = make_run(structure, shape=GROUPED, objective=Objective(S=6, T=5, loss="all"))
+    params = perturbed(program(run, UNROLLED).model.init(jax.random.key(0)))
+    _, batch = some_batch(run)
+    ours = logits(run, params, batch)
+    for row in range(run.batch):
+        inputs, targets = reference.two_streams(structure, params, batch.inputs[row], batch.targets[row])
+        np.testing.assert_allclose(ours[row], np.concatenate([inputs[:-1], targets]), rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("structure", [s for s in ALL_TWO_STREAM if s.stacks == "separate" and s.memory == "final"],
+                         ids=name_of)  # fmt: skip
+def test_unequal_depths(structure):
+    run = make_run(structure, shape=replace(GROUPED, L=1, L_input=3))
+    params = perturbed(program(run, UNROLLED).model.init(jax.random.key(0)))
+    _, batch = some_batch(run)
+    _, theirs = reference.two_streams(structure, params, batch.inputs[0], batch.targets[0])
+    np.testing.assert_allclose(logits(run, params, batch)[0], theirs, rtol=0, atol=3e-5)
+
+
+def test_encoder_only_is_a_bidirectional_stack():
+    run = make_run("encoder_only", shape=GROUPED)
+    params = perturbed(program(run, UNROLLED).model.init(jax.random.key(0)))
+    _, batch = some_batch(run)
+    alone = {**params, "shared": params["input"]}
+    theirs = reference.concatenated(alone, batch.inputs[0], 8, bidirectional_inputs=True)[batch.targets[0]]
+    np.testing.assert_allclose(logits(run, params, batch)[0], theirs, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("loss", ["targets", "all"])
+@pytest.mark.parametrize("structure", ALL_TWO_STREAM, ids=name_of)
+def test_no_prediction_sees_what_it_predicts_or_later(structure, loss):
+    """All tokens differ and the head is untied, so a row of the gradient belongs to one position of the text."""
+    if loss == "all" and structure.inputs != "causal":
+        pytest.skip("a bidirectional input can not be scored")
+    S, T = 6, 5
+    run = make_run(structure, objective=Objective(S=S, T=T, loss=loss), options=Options(tied_embeddings=False), batch=1)
+    p = program(run, UNROLLED)
+    params = perturbed(p.model.init(jax.random.key(0)))
+    tokens = np.arange(40, 40 + S + T, dtype=np.int32)[None]
+    batch = build(run.objective, tokens, BYTES, seed=0, first=0)
+
+    def losses(params):
+        return token_losses(p.model, p.objective, params, batch)[0]
+
+    gradient = jax.jacrev(losses)(params)
+    reach = np.abs(gradient["embedding_VD"]).sum(-1)
+    if "target_embedding_VD" in gradient:
+        reach = reach + np.abs(gradient["target_embedding_VD"]).sum(-1)
+    first = 1 if loss == "all" else S
+    for row, position in enumerate(range(first, S + T)):
+        assert np.all(reach[row, 40 + position : 40 + S + T] == 0.0), f"position {position} is leaked"
+        assert np.all(reach[row, 40 : 40 + min(S, position)] > 0.0), f"position {position} does not see its inputs"
+
+
+@pytest.mark.parametrize("structure", ALL_TWO_STREAM, ids=name_of)
+def test_causal_inputs_see_no_later_input(structure):
+    """Through the memory: with one target, only the inputs' own attention decides which inputs shape a stream."""
+    run = make_run(structure, objective=Objective(S=6, T=1), batch=1)
+    p = program(run, UNROLLED)
+    params = perturbed(p.model.init(jax.random.key(0)))
+    reached = []
+    import lab.transformer as transformer
+
+    def watch(q, k, v, *, causal):
+        if q.shape[1] == k.shape[1] == 6:
+            reached.append(causal)
+        return real(q, k, v, causal=causal)
+
+    real, transformer.attend = transformer.attend, watch
+    try:
+        _, batch = some_batch(run)
+        token_losses(p.model, p.objective, params, batch)
+    finally:
+        transformer.attend = real
+    layers = run.shape.L - (structure.memory == "same")
+    assert reached == [structure.inputs == "causal"] * layers
+
+
+@pytest.mark.parametrize("structure", [s for s in ALL_TWO_STREAM if s.memory == "same" and s.inputs == "bidirectional"],
+                         ids=name_of)  # fmt: skip
+def test_one_layer_of_same_memory_makes_the_inputs_dial_idle(structure):
+    """What `structure.canonical` says: two structures, one function."""
+    shape = replace(TINY, L=1, L_input=1)
+    bi, causal = make_run(structure, shape=shape), make_run(replace(structure, inputs="causal"), shape=shape)
+    params = perturbed(program(bi, UNROLLED).model.init(jax.random.key(0)))
+    _, batch = some_batch(bi)
+    np.testing.assert_array_equal(logits(bi, params, batch), logits(causal, params, batch))
+
+
+@pytest.mark.parametrize("structure", EVERY_STRUCTURE, ids=name_of)
+def test_microbatches_add_up(structure):
+    run = make_run(structure, batch=8)
+    params = perturbed(program(run, UNROLLED).model.init(jax.random.key(0)))
+    _, batch = some_batch(run)
+    whole = loss_and_gradient(program(run, UNROLLED), params, batch)
+    for parts in (2, 8):
+        p = program(run, replace(UNROLLED, microbatches=parts))
+        cut = jax.jit(lambda params, b, p=p: loss_and_gradient(p, params, b))(params, batch)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_bf16_stays_near_f32_and_keeps_f32_parameters_and_loss():
+    run = make_run("prefix_lm", shape=GROUPED)
+    params = program(run, UNROLLED).model.init(jax.random.key(0))
+    _, batch = some_batch(run)
+    half = replace(run, precision="bf16")
+    low, high = logits(half, params, batch), logits(run, params, batch)
+    assert low.dtype == np.float32 and all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+    assert 0 < np.abs(low - high).max() < 0.1
+    gradient = loss_and_gradient(program(half, UNROLLED), params, batch)[1]
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))
+
+
+def test_arms_of_one_seed_start_alike_where_they_share_parts():
+    decoder, encdec = (
+        program(make_run(name), UNROLLED).model.init(jax.random.key(5)) for name in ("decoder_only", "encoder_decoder")
+    )
+    np.testing.assert_array_equal(decoder["embedding_VD"], encdec["embedding_VD"])
+    np.testing.assert_array_equal(
+        decoder["shared"]["layers"]["attn"]["q_DNH"], encdec["input"]["layers"]["attn"]["q_DNH"]
+    )
+
+
+def test_named_points_are_the_ladder():
+    dials = [STRUCTURES[name] for name in ("encoder_decoder", "tied_cross", "merged_cross", "shared_stacks", "prefix_lm",
+                                           "decoder_only")]  # fmt: skip
+    from lab.structure import differences
+
+    assert [differences(a, b) for a, b in zip(dials, dials[1:], strict=False)] == [
+        ("cross",), ("cross",), ("stacks",), ("memory",), ("inputs",)]  # fmt: skip

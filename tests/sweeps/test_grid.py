@@ -1,0 +1,63 @@
+"""The sweep algebra: sizes, order, and strictness about paths."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import make_run
+
+from lab.structure import STRUCTURES
+from sweeps.grid import axis, chain, expand, override, product, zip_
+
+values = st.lists(st.integers(), min_size=1, max_size=4)
+
+
+@given(values, values, values)
+def test_product_multiplies_and_is_associative(a, b, c):
+    A, B, C = axis("a", *a), axis("b", *b), axis("c", *c)
+    assert product(A, B, C) == product(product(A, B), C) == product(A, product(B, C))
+    assert [tuple(d.values()) for d in product(A, B, C)] == [(x, y, z) for x in a for y in b for z in c]
+
+
+@given(values, values)
+def test_chain_adds_and_zip_pairs(a, b):
+    assert chain(axis("a", *a), axis("b", *b)) == axis("a", *a) + axis("b", *b)
+    n = min(len(a), len(b))
+    assert zip_(axis("a", *a[:n]), axis("b", *b[:n])) == [{"a": x, "b": y} for x, y in zip(a[:n], b[:n], strict=True)]
+
+
+@given(st.integers(1, 50).map(lambda i: 8 * i), st.integers(1, 9))
+def test_overrides_of_one_part_are_applied_together(D, L):
+    run = override(make_run(), {"shape.D": D, "shape.L": L, "shape.L_input": L, "batch": L})
+    assert (run.shape.D, run.shape.L, run.shape.L_input, run.batch) == (D, L, L, L)
+    assert override(run, {"shape.D": D}) == run
+    with pytest.raises(ValueError, match="L_input"):
+        override(make_run(), {"shape.L": L + 2})
+
+
+def test_whole_parts_and_grids():
+    grid = product(axis("structure", *(STRUCTURES[n] for n in ("prefix_lm", "decoder_only"))), axis("seed.init", 0, 1, 2))
+    runs = expand(make_run(), grid)
+    assert [(r.structure.name, r.seed.init) for r in runs] == [
+        (n, i) for n in ("prefix_lm", "decoder_only") for i in (0, 1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimiser.learning_rate": 1.0}, "did you mean 'optimizer'"),
+        ({"optimizer.learning_rat": 1.0}, r"no field optimizer\.learning_rat; did you mean 'learning_rate'"),
+        ({"batch.size": 2}, "batch is 4 and has no parts"),
+        ({"shape": make_run().shape, "shape.D": 16}, "both set"),
+    ],
+)
+def test_paths_are_strict(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        override(make_run(), overrides)
+
+
+def test_grids_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"lengths \[1, 2\]"):
+        zip_(axis("a", 1), axis("b", 1, 2))
+    with pytest.raises(ValueError, match="override a: set by two grids"):
+        product(axis("a", 1), axis("a", 2))

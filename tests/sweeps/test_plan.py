@@ -1,0 +1,189 @@
+"""Plans: matched or refused, equal to what the program costs, made without a device."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import flop_counter
+import jax
+import pytest
+from runs import make_run
+
+import sweeps
+from lab import cost
+from lab.data import describe
+from lab.hardware import Execution
+from lab.program import loss_and_gradient, program, shapes
+from lab.spec import Evaluation, Objective, Options, from_json
+from lab.structure import STRUCTURES
+from sweeps import ladder, match
+from sweeps.study import shipped
+
+V = 260
+MINE = """
+from sweeps import Study, arm, corpus
+from sweeps.ladder import ladder
+
+def study(preset="small"):
+    data = corpus("markov")
+    return Study(
+        name="mine", question="?", baseline="decoder_only", budgets=(1e9, 2e9), batch=4, window=2, learning_rate=0.01,
+        arms={name: arm(name, data, S=8, T=8) for name in ("prefix_lm", "decoder_only")},
+        sizes=ladder(8, 16, 24, depth=2, head_width=8),
+    )
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> sweeps.Study:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return sweeps.load(str(path))
+
+
+def shipped_plans():
+    for name in shipped():
+        yield name, sweeps.plan(sweeps.load(name))
+
+
+def test_every_shipped_study_plans_what_the_program_costs():
+    """To the last digit, on the reference path, for every distinct program of every shipped study."""
+    for name, plan in shipped_plans():
+        seen = {}
+        for row in plan.runs:
+            assert abs(row.residual) <= 0.01, (name, row.run_id)
+            p = program(row.run, Execution(steps_per_dispatch=1, scan=True))
+            if p.key not in seen:
+                seen[p.key] = flop_counter.count(
+                    lambda params, b, p=p: loss_and_gradient(p, params, b), p.model.abstract(), shapes(p, (row.run.batch,))
+                )
+                parts = (row.run.structure, row.run.shape, row.run.options, row.run.objective, V)
+                counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(p.model.abstract()))
+                assert counted == cost.parameters(*parts).total
+            assert row.planned["dense"] == seen[p.key] * row.planned["steps"]
+
+
+def test_arms_of_a_cell_spend_alike_and_share_what_must_be_shared(mine):
+    plan = sweeps.plan(mine)
+    assert len(plan.runs) == 2 * 2 * 2
+    for row in plan.runs:
+        assert row.planned["exact"] == pytest.approx(row.budget, rel=0.01)
+        assert row.run.batch == 4 and row.run.seed == plan.runs[0].run.seed
+        assert from_json(plan.to_json()["runs"][0]["run"]) == plan.runs[0].run
+
+
+def test_what_can_not_be_matched_is_refused_with_its_residual(mine):
+    with pytest.raises(ValueError, match=r"cells can not be matched within 1.0% .*rung 0 \(D=8\) at 5e\+07: [+-]\d"):
+        sweeps.plan(replace(mine, budgets=(5e7,)))
+    with pytest.raises(ValueError, match="less than one step"):
+        sweeps.plan(replace(mine, budgets=(1e3,)))
+
+
+def test_parameters_are_matched_by_feed_forward_width(mine):
+    arms = {**mine.arms, "encoder_decoder": replace(mine.arms["prefix_lm"], structure=STRUCTURES["encoder_decoder"])}
+    sizes = {name: ladder.ladder(64, 96, depth=4) for name in mine.arms}
+    study = replace(
+        mine, arms=arms, budgets=(1e6,), match=sweeps.Match(quantity="parameters"),
+        sizes={**sizes, "encoder_decoder": ladder.ladder(64, 96, depth=2)},
+    )  # fmt: skip
+    plan = sweeps.plan(study)
+    for rung in (0, 1):
+        bodies = {
+            r.arm: cost.parameters(r.run.structure, r.run.shape, r.run.options, r.run.objective, V).body
+            for r in plan.runs
+            if r.rung == rung
+        }
+        assert max(bodies.values()) / min(bodies.values()) < 1.01
+        assert len({r.planned["tokens"] for r in plan.runs}) == 1
+    with pytest.raises(ValueError, match="no feed-forward width"):
+        match.with_parameters(make_run("encoder_decoder"), 100, V, 0.01)
+
+
+def test_arms_that_can_not_be_compared_are_refused(mine):
+    other = mine.arms["prefix_lm"]
+    for change, message in (
+        ({"objective": Objective(S=9, T=7)}, r"objective\.S"),
+        ({"evaluation": Evaluation(examples=7)}, "evaluation"),
+        ({"precision": "bf16"}, "precision"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweeps.plan(replace(mine, arms={**mine.arms, "prefix_lm": replace(other, **change)}))
+
+
+def test_more_than_four_epochs_are_refused_unless_allowed(mine):
+    study = replace(mine, budgets=(4e13,))
+    with pytest.raises(ValueError, match="allow_repeat"):
+        sweeps.plan(study)
+    arms = {name: replace(a, data=replace(a.data, allow_repeat=True)) for name, a in mine.arms.items()}
+    assert any("epochs" in said for said in sweeps.plan(replace(study, arms=arms)).warnings)
+
+
+def test_arms_that_are_one_function_are_named(mine):
+    plan = sweeps.plan(replace(mine, sizes=ladder.ladder(8, 16, 24, depth=1, head_width=8)))
+    assert "prefix_lm and decoder_only are the same function at rung 0 (1 layers)" in plan.warnings
+
+
+def test_a_published_rule_warns_outside_its_range():
+    run = make_run()
+    size = ladder.Size.of(run, V)
+    with pytest.warns(UserWarning, match="extrapolation"):
+        assert ladder.LEARNING_RATES["porian"]("porian", size) > 0.05
+    fitted = replace(size, body_parameters=108_000_000)
+    assert ladder.LEARNING_RATES["porian"]("porian", fitted) == pytest.approx(0.0047)
+    law = ladder.LEARNING_RATES["step_law"]("step_law", replace(size, body_parameters=10**9, tokens=1e11))
+    assert law == pytest.approx(1.80 * 1e9**-0.713 * 1e11**0.307)
+    with pytest.raises(ValueError, match="did you mean 'porian'"):
+        ladder.learning_rate("porain", run, V)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def study(preset): raise KeyError('budgets')", "KeyError: 'budgets'"),
+        ("x = 1", "defines no function"),
+        ("def study(preset): return 3", "returned int"),
+        ("import nonesuch", "ModuleNotFoundError"),
+        ("def study(preset:", "SyntaxError"),
+        (MINE.replace('baseline="decoder_only"', 'baseline="decoder"'), "did you mean 'decoder_only'"),
+        (MINE.replace("S=8", "S=0"), r"objective\.S = 0: use a whole number of at least 1"),
+        (MINE.replace("1e9, 2e9", "2e9, 1e9"), "ascending"),
+        (MINE.replace("ladder(8,", "ladder(7,"), "L_input|head|even"),
+        (MINE.replace("prefix_lm", "prefix_llm"), "did you mean 'prefix_lm'"),
+    ],
+)
+def test_a_study_that_is_wrong_says_where(tmp_path, text, message):
+    path = tmp_path / "wrong.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as raised:
+        sweeps.load(str(path))
+    assert str(path) in str(raised.value)
+
+
+def test_a_mistyped_study_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'quickstart'"):
+        sweeps.load("quikstart")
+
+
+def test_planning_touches_no_device(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    script = f"import sweeps; print(len(sweeps.plan(sweeps.load({str(tmp_path / 'mine.py')!r})).runs))"
+    environment = {**os.environ, "JAX_PLATFORMS": "nodevice"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "8", done.stderr
+
+
+def test_options_are_part_of_the_run(mine):
+    arms = {name: replace(a, options=Options(mlp="gelu")) for name, a in mine.arms.items()}
+    assert {r.run_id for r in sweeps.plan(replace(mine, arms=arms)).runs}.isdisjoint(
+        r.run_id for r in sweeps.plan(mine).runs
+    )
+
+
+def test_the_corpus_is_planned_by_its_hash(tmp_path):
+    data = describe("markov").data
+    moved = replace(data, path="/elsewhere")
+    assert make_run(data=data).run_id == make_run(data=moved).run_id != make_run().run_id
+    assert Path(shipped()["quickstart"]).exists()
