@@ -8,6 +8,9 @@ noise of a difference smaller, so that intervals are not too narrow on that acco
 smaller.
 """
 
+# pandas' own annotations lose the type of a column; its errors are not this file's.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +45,7 @@ class Difference:
     low: float
     high: float
     p: float
-    p_holm: float = math.nan
+    p_holm: float = 1.0
     detectable: float = math.nan
     seeds_needed: int | None = None
     basis: str
@@ -92,7 +95,8 @@ def differences(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> C
         for arm, budget in found
         if arm != baseline
     }
-    judged = {key: value for key, value in compared.items() if isinstance(value, Difference)}
+    # Arms that are the same runs are not compared, so that they do not count as comparisons either.
+    judged = {key: v for key, v in compared.items() if isinstance(v, Difference) and not v.same_runs}
     corrected = holm([value.p for value in judged.values()])
     level = ALPHA / max(1, len(judged))
     for (key, value), p_holm in zip(judged.items(), corrected, strict=True):
@@ -157,8 +161,6 @@ def _same_rung(
 
 
 def _with_power(difference: Difference, level: float) -> Difference:
-    if difference.same_runs:
-        return difference
     quantiles = stats.t.ppf([1 - level / 2, POWER], difference.dof)
     detectable = float(quantiles.sum()) * difference.standard_error
     seeds = math.ceil((detectable / abs(difference.value)) ** 2) if difference.value else None
@@ -274,14 +276,13 @@ def readings(frame: pd.DataFrame, found: Minima, compared: Compared) -> list[Rea
                 for (name, budget), value in sorted(compared.items(), key=lambda item: item[0][1])
                 if name == arm and isinstance(value, Difference) and isinstance(m := found[arm, budget], Minimum)
             ]
-            usable = [(value, m) for value, m in usable if value.basis.startswith("iso")]
+            usable = [(value, m) for value, m in usable if value.basis.startswith("iso") and not value.same_runs]
             if not usable:
                 continue
             difference, m = usable[-1]
             at = math.log(_flops_at(done, m, convention))
             value = m.loss - _piecewise(at, log_C, loss)
-            t = float(stats.t.ppf(1 - ALPHA / 2, difference.dof))
-            reads = _reads(value, t * difference.standard_error)
+            reads = _reads(value, difference)
             outside = max(log_C.min() - at, at - log_C.max(), 0.0)
             read.append(
                 Reading(
@@ -290,15 +291,18 @@ def readings(frame: pd.DataFrame, found: Minima, compared: Compared) -> list[Rea
                     budget=difference.budget,
                     value=value,
                     reads=reads,
-                    flips=reads != _reads(difference.value, t * difference.standard_error),
+                    flips=reads != _reads(difference.value, difference),
                     beyond=math.exp(outside),
                 )
             )
     return read
 
 
-def _reads(value: float, half_width: float) -> Literal["A better", "B better", "not resolved"]:
-    if abs(value) <= half_width:
+def _reads(value: float, difference: Difference) -> Literal["A better", "B better", "not resolved"]:
+    """As the difference itself would read if it were `value`, with its own place in Holm's procedure."""
+    comparisons = difference.p_holm / difference.p if difference.p > 0 else 1.0
+    p = float(2 * stats.t.sf(abs(value) / difference.standard_error, difference.dof))
+    if not p * comparisons < ALPHA:
         return "not resolved"
     return "A better" if value < 0 else "B better"
 

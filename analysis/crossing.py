@@ -1,8 +1,15 @@
 """Best loss of an arm as a function of compute, read off L(N, D), and where the curves of two arms cross.
 
+Arms that share E, alpha and beta have frontiers E + G C^-(alpha beta / (alpha + beta)) wherever their costs of a token are
+proportional: such curves never cross, whatever the data say. A crossing is therefore read off the measured differences
+(`measured_draws`), or off fits in which exponents differ by arm, never off `chinchilla_by_arm`.
+
 An arm's cost of a token as a function of its size is not assumed to be 6 N: log(FLOPs per token) is interpolated in
 log N over the arm's own runs. Sizes are searched inside those that the arm has run.
 """
+
+# pandas' own annotations lose the type of a column; its errors are not this file's.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 import math
 from collections.abc import Sequence
@@ -10,7 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import interpolate
 
+from analysis.compare import Difference
 from analysis.fit import Fit
 from analysis.frame import compact, finished
 from analysis.isoflop import SIZE
@@ -19,17 +28,17 @@ from analysis.resample import Draws
 COLUMNS = {"N": SIZE, "D": "tokens_seen"}  # what the law's letters are in a frame
 _SIZES = 48
 _REACH = 10.0  # how far beyond the measured budgets a crossing is looked for, as a factor
-_GRID = 41
+_GRID = 241
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
     """Where arm and baseline are equally good, FLOPs, over draws of the fitted law.
 
-    `low`, `high` bound 95% of the draws; None where that end lies beyond the searched range, ten times outside of the
-    measured budgets. `median` is None where half of the draws cross nowhere in it. `none_in_range` is the share of
-    draws without a crossing between the smallest and the largest budget, `better` the share in which the arm is
-    better at each budget. `extrapolated` says that the median lies outside of the measured budgets.
+    `low`, `high` bound 95% of the draws; None where that end lies beyond the searched range. `median` is None where half
+    of the draws cross nowhere in it. `none_in_range` is the share of draws without a crossing between the smallest and the
+    largest budget, `better` the share in which the arm is better at each budget. `extrapolated` says that the median lies
+    outside of the measured budgets.
     """
 
     arm: str
@@ -45,14 +54,14 @@ class Crossing:
     def __str__(self) -> str:
         first, last = (compact(budget) for budget in self.measured)
         shares = ", ".join(f"{share:.0%} at {compact(budget)}" for budget, share in self.better.items())
-        text = f"Share of draws of the shared law in which {self.arm} is better: {shares} FLOPs. "
         inside = f"{self.none_in_range:.0%} of the draws do not cross between {first} and {last} FLOPs"
+        text = f"{self.arm} is better in {shares} FLOPs of the draws; {inside}. "
         if self.median is None:
-            return f"{text}{inside}; most cross nowhere within a factor {_REACH:g} of that range either, which is extrapolation."
+            return f"{text}No crossing can be located."
         low = "below the searched range" if self.low is None else compact(self.low)
         high = "above the searched range" if self.high is None else compact(self.high)
         where = " (an extrapolation beyond the measured range)" if self.extrapolated else ""
-        return f"{text}The median crossing is at {compact(self.median)} FLOPs{where}, 95% interval {low} to {high}; {inside}."
+        return f"{text}Median crossing: {compact(self.median)} FLOPs{where}, 95% interval {low} to {high}."
 
 
 def frontier(law: Fit | Draws, frame: pd.DataFrame, arm: str, C: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -68,7 +77,36 @@ def frontier(law: Fit | Draws, frame: pd.DataFrame, arm: str, C: Sequence[float]
     N = np.broadcast_to(np.exp(grid), D.shape)
     names = {"arm": np.full(D.size, arm)} if law.law.by_arm else {}
     loss = law.predict(N=N.ravel(), D=D.ravel(), **names)
-    return loss.reshape(*loss.shape[:-1], *D.shape).min(axis=-1)
+    return _least(loss.reshape(*loss.shape[:-1], *D.shape))
+
+
+def _least(loss: np.ndarray) -> np.ndarray:
+    """Minimum along the last axis: of the parabola through the least point and its neighbours, or the end where it is one."""
+    i = np.clip(loss.argmin(axis=-1), 1, loss.shape[-1] - 2)
+    left, middle, right = (np.take_along_axis(loss, (i + k)[..., None], axis=-1)[..., 0] for k in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    inside = (middle <= left) & (middle <= right) & (bend > 0)
+    vertex = middle - (left - right) ** 2 / (8 * np.where(inside, bend, 1.0))
+    return np.where(inside, vertex, np.minimum(middle, np.minimum(left, right)))
+
+
+def measured_draws(
+    compared: Sequence[Difference], *, draws: int = 4000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """C and differences (draws, C) between the measured budgets: each budget's difference with its noise, and a monotone
+    curve in log C in between (Fritsch and Carlson 1980; a line between two budgets). The noise's own uncertainty is drawn
+    with it, so that one budget alone has its t-interval; what interpolation may miss is not in the draws."""
+    ordered = sorted(compared, key=lambda difference: difference.budget)
+    rng = np.random.default_rng(seed)
+    budgets = np.array([difference.budget for difference in ordered])
+    values = np.array([difference.value for difference in ordered])
+    errors = np.array([difference.standard_error for difference in ordered])
+    dof = ordered[0].dof
+    scale = np.sqrt(dof / rng.chisquare(dof, draws))
+    at_budgets = values + scale[:, None] * errors * rng.standard_normal((draws, len(ordered)))
+    C = np.unique(np.concatenate([np.geomspace(budgets[0], budgets[-1], _GRID), budgets]))
+    log_C = np.clip(np.log(C), np.log(budgets[0]), np.log(budgets[-1]))
+    return C, np.asarray(interpolate.pchip_interpolate(np.log(budgets), at_budgets, log_C, axis=1))
 
 
 def search_grid(budgets: Sequence[float]) -> np.ndarray:

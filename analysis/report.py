@@ -134,14 +134,16 @@ def verdict_json(answer: Answer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    import numpy as np
+
+    if dataclasses.is_dataclass(value):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

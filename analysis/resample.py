@@ -3,6 +3,9 @@
 Runs of one study are independent only where they are different trainings; what is resampled is therefore a cluster (a
 run, or all runs of one configuration). Draws keep every resample, converged or not: keeping only those that converged
 makes intervals too narrow. Every draw starts from the point fit and from a few places around it.
+
+One seed gives two fits the same draws. That pairs them, which is right where rows correspond (arms that share seeds) and far
+too sure where they do not: give fits of independent runs different seeds before their difference is taken.
 """
 
 from collections.abc import Mapping

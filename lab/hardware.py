@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from lab import cost
@@ -69,17 +70,25 @@ def estimate_seconds(run: Run, V: int, kind: str = "cpu") -> float:
     return (cost.steps(run, V) + held_out) * step_seconds(run, V, kind) + STARTUP_SECONDS[kind]
 
 
-def device() -> dict[str, Any]:
-    """Kind, name and number of the devices that JAX found; on CPU the cores that this process may use."""
+def device() -> str:
+    """The devices that JAX found, as recorded with a result; on CPU the processor and the cores this process may use."""
     import jax
 
     first = jax.local_devices()[0]
-    return {
-        "platform": first.platform,
-        "kind": first.device_kind if first.platform != "cpu" else platform.processor() or platform.machine(),
-        "count": jax.local_device_count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
+    if first.platform != "cpu":
+        return f"{jax.local_device_count()} x {first.device_kind}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} core{'s' if cores != 1 else ''}"
+
+
+def _processor() -> str:
+    """The processor's model as Linux names it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def peak_memory_bytes() -> int:

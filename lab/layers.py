@@ -8,9 +8,11 @@ are computed in float32.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
@@ -69,22 +71,30 @@ def attend(
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _matrix(key: Array, shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> nnx.Param:
-    initial = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
-    return nnx.Param(initial * (gain * fan_in**-0.5 / 0.8796))  # .8796: the standard deviation after truncation
+# Draws normal numbers of a shape and a standard deviation. Initial parameters come from the host's generator and not
+# from a compiled program: a program that draws them takes as long to compile as the training step.
+Draw = Callable[[tuple[int, ...], float], Any]
+
+
+def _matrix(draw: Draw, shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> nnx.Param:
+    return nnx.Param(draw(shape, gain * fan_in**-0.5))
+
+
+def _ones(width: int) -> nnx.Param:
+    return nnx.Param(np.ones(width, np.float32))
 
 
 class Attention(nnx.Module):
     """One set of projections, with its own QK-norm. What attends to what is the transformer's business."""
 
-    def __init__(self, shape: Shape, options: Options, *, gain: float, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, options: Options, *, gain: float, draw: Draw):
         D, N, K, H = shape.D, shape.N, shape.K, shape.H
-        self.q_DNH = _matrix(rngs.params(), (D, N, H), D)
-        self.k_DKH = _matrix(rngs.params(), (D, K, H), D)
-        self.v_DKH = _matrix(rngs.params(), (D, K, H), D)
-        self.o_NHD = _matrix(rngs.params(), (N, H, D), N * H, gain)
-        self.q_norm_H = nnx.Param(jnp.ones(H)) if options.qk_norm else None
-        self.k_norm_H = nnx.Param(jnp.ones(H)) if options.qk_norm else None
+        self.q_DNH = _matrix(draw, (D, N, H), D)
+        self.k_DKH = _matrix(draw, (D, K, H), D)
+        self.v_DKH = _matrix(draw, (D, K, H), D)
+        self.o_NHD = _matrix(draw, (N, H, D), N * H, gain)
+        self.q_norm_H = _ones(H) if options.qk_norm else None
+        self.k_norm_H = _ones(H) if options.qk_norm else None
 
     def queries(self, x_BTD: Array, positions_T: Array) -> Array:
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q_DNH[...].astype(x_BTD.dtype))
@@ -106,10 +116,10 @@ class Attention(nnx.Module):
 class SwiGLU(nnx.Module):
     """Shazeer 2020: (silu(x G) * x U) W, three matrices."""
 
-    def __init__(self, shape: Shape, *, gain: float, rngs: nnx.Rngs):
-        self.gate_DF = _matrix(rngs.params(), (shape.D, shape.F), shape.D)
-        self.up_DF = _matrix(rngs.params(), (shape.D, shape.F), shape.D)
-        self.down_FD = _matrix(rngs.params(), (shape.F, shape.D), shape.F, gain)
+    def __init__(self, shape: Shape, *, gain: float, draw: Draw):
+        self.gate_DF = _matrix(draw, (shape.D, shape.F), shape.D)
+        self.up_DF = _matrix(draw, (shape.D, shape.F), shape.D)
+        self.down_FD = _matrix(draw, (shape.F, shape.D), shape.F, gain)
 
     def __call__(self, x_BTD: Array) -> Array:
         gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate_DF[...].astype(x_BTD.dtype))
@@ -120,9 +130,9 @@ class SwiGLU(nnx.Module):
 class Gelu(nnx.Module):
     """gelu(x U) W, two matrices."""
 
-    def __init__(self, shape: Shape, *, gain: float, rngs: nnx.Rngs):
-        self.up_DF = _matrix(rngs.params(), (shape.D, shape.F), shape.D)
-        self.down_FD = _matrix(rngs.params(), (shape.F, shape.D), shape.F, gain)
+    def __init__(self, shape: Shape, *, gain: float, draw: Draw):
+        self.up_DF = _matrix(draw, (shape.D, shape.F), shape.D)
+        self.down_FD = _matrix(draw, (shape.F, shape.D), shape.F, gain)
 
     def __call__(self, x_BTD: Array) -> Array:
         up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_DF[...].astype(x_BTD.dtype))
@@ -139,16 +149,16 @@ class Layer(nnx.Module):
     reuses the self-attention's projections) or "separate" (with projections of its own).
     """
 
-    def __init__(self, shape: Shape, options: Options, *, cross: str, depth: int, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, options: Options, *, cross: str, depth: int, draw: Draw):
         # Residual branches start smaller the more there are (GPT-2).
         branches = 2 if cross == "none" else 3
         gain = (branches * depth) ** -0.5
-        self.attn_norm_D = nnx.Param(jnp.ones(shape.D))
-        self.attn = Attention(shape, options, gain=gain, rngs=rngs)
-        self.cross_norm_D = nnx.Param(jnp.ones(shape.D)) if cross != "none" else None
-        self.cross = Attention(shape, options, gain=gain, rngs=rngs) if cross == "separate" else None
-        self.mlp_norm_D = nnx.Param(jnp.ones(shape.D))
-        self.mlp = MLPS[options.mlp](shape, gain=gain, rngs=rngs)
+        self.attn_norm_D = _ones(shape.D)
+        self.attn = Attention(shape, options, gain=gain, draw=draw)
+        self.cross_norm_D = _ones(shape.D) if cross != "none" else None
+        self.cross = Attention(shape, options, gain=gain, draw=draw) if cross == "separate" else None
+        self.mlp_norm_D = _ones(shape.D)
+        self.mlp = MLPS[options.mlp](shape, gain=gain, draw=draw)
 
     @property
     def reader(self) -> Attention:

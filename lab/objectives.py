@@ -4,10 +4,9 @@ Letters: B batch, n tokens of text in an example, S input length, T target lengt
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from lab.data.tokenizers import Tokenizer
 from lab.spec import Objective
@@ -17,12 +16,12 @@ MASKED, RANDOM = 0.8, 0.1
 
 
 class Batch(NamedTuple):
-    """int32 arrays: what enters the input stream, what enters the target stream (masked_lm: the masked positions), and
-    the labels of the P scored positions in the order in which the transformer predicts them."""
+    """int32 arrays, numpy on the host and JAX in a program: what enters the input stream, what enters the target stream
+    (masked_lm: the masked positions), and the labels of the P scored positions in the order of their prediction."""
 
-    inputs: Int[np.ndarray, "B S"]
-    targets: Int[np.ndarray, "B T"]
-    labels: Int[np.ndarray, "B P"]
+    inputs: Any  # B S
+    targets: Any  # B T
+    labels: Any  # B P
 
 
 def lm(objective: Objective, tokens_Bn: np.ndarray, tokenizer: Tokenizer, *, seed: int, first: int) -> Batch:

@@ -98,9 +98,14 @@ def train_step(p: Program, state: dict[str, Any], batch: Batch, hyper: Hyperpara
     return {"params": params, "optimizer": inner}, loss, optax.tree.norm(gradient)
 
 
-def initial_state(p: Program, seed: jax.Array) -> dict[str, Any]:
-    params = p.model.init(jax.random.key(seed))
-    return {"params": params, "optimizer": OPTIMIZERS[p.optimizer](Hyperparameters(*[0.0] * 5), 0.0).init(params)}
+def initial_optimizer(p: Program, params: Params) -> Any:
+    return OPTIMIZERS[p.optimizer](Hyperparameters(*[0.0] * 5), 0.0).init(params)
+
+
+def abstract_state(p: Program) -> dict[str, Any]:
+    """Shapes and dtypes of the training state."""
+    params = p.model.abstract()
+    return {"params": params, "optimizer": jax.eval_shape(functools.partial(initial_optimizer, p), params)}
 
 
 def advance(p: Program, state, batches: Batch, hyper: Hyperparameters, rates: jax.Array, count: jax.Array):
@@ -137,8 +142,13 @@ def compiled(p: Program) -> Compiled:
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     integer = jax.ShapeDtypeStruct((), jnp.int32)
     k = p.execution.steps_per_dispatch
-    init = jax.jit(functools.partial(initial_state, p)).lower(integer).compile()
-    state = jax.eval_shape(functools.partial(initial_state, p), integer)
+    state = abstract_state(p)
+    start_optimizer = jax.jit(functools.partial(initial_optimizer, p)).lower(state["params"]).compile()
+
+    def init(seed: int) -> dict[str, Any]:
+        params = jax.device_put(p.model.init(seed))
+        return {"params": params, "optimizer": start_optimizer(params)}
+
     step = jax.jit(functools.partial(advance, p), donate_argnums=0)
     step = step.lower(
         state, shapes(p, (k, p.batch)), Hyperparameters(*[scalar] * 5), jax.ShapeDtypeStruct((k,), jnp.float32), integer
@@ -154,7 +164,7 @@ def compiled(p: Program) -> Compiled:
 
 def use_compilation_cache() -> None:
     """Compiled programs are kept on disk and shared by all processes; a user's own JAX setting stands."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

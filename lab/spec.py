@@ -10,6 +10,7 @@ K key-value heads, H head width, L layers of the target stream, V vocabulary.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -40,8 +41,9 @@ def _check_integer(name: str, value: object, minimum: int) -> None:
 
 
 def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    ok = ok and (low < value if open_low else low <= value) and value <= high
+    ok = False
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        ok = (low < value if open_low else low <= value) and value <= high
     require(ok, name, value, f"use a number in {'(' if open_low else '['}{low:g}, {high:g}]")
 
 
@@ -313,8 +315,13 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _encode(value: Any) -> dict[str, Any]:
-    hints = get_type_hints(type(value))
+    hints = _hints(type(value))
     encoded = {}
     for item in dataclasses.fields(value):
         content = getattr(value, item.name)
@@ -333,7 +340,7 @@ def _decode(kind: Any, content: object, where: str) -> Any:
             f"{where or 'run'} = {content!r}: use an object with {', '.join(f.name for f in dataclasses.fields(kind))}"
         )
     prefix = f"{where}." if where else ""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]
     for name in content:
         if name not in names:

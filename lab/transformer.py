@@ -14,22 +14,24 @@ With stacks=shared and memory=same the streams advance together and each project
 are scored, the last input layer is then needed for its keys and values alone, and nothing else of it is executed.
 """
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from lab.layers import Layer, attend, rms_norm
+from lab.layers import Draw, Layer, attend, rms_norm
 from lab.spec import Objective, Options, Shape
 from lab.structure import Structure
 
 Params = dict[str, Any]
-PARTS = ("embedding", "head", "target_embedding", "first_stack", "target")
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -57,27 +59,23 @@ class Transformer:
     def depth(self, stack: str) -> int:
         return self.shape.L_input if stack == "input" else self.shape.L
 
-    def _layer(self, stack: str, rngs: nnx.Rngs) -> Layer:
+    def _layer(self, stack: str, draw: Draw) -> Layer:
         own_softmax = stack != "input" and self.structure.cross in ("separate", "tied")
         cross = self.structure.cross if own_softmax else "none"
-        return Layer(self.shape, self.options, cross=cross, depth=self.depth(stack), rngs=rngs)
+        return Layer(self.shape, self.options, cross=cross, depth=self.depth(stack), draw=draw)
 
     @cached_property
     def _graph(self) -> dict[str, nnx.GraphDef]:
         """What makes a Layer of a layer's parameters, for each stack."""
-        return {name: nnx.split(nnx.eval_shape(lambda n=name: self._layer(n, nnx.Rngs(0))))[0] for name in self.stacks}
+        return {name: nnx.split(self._layer(name, _zeros))[0] for name in self.stacks}
 
-    def init(self, key: Array) -> Params:
-        """Float32 parameters; every stack's layers are stacked along a leading axis of its depth."""
+    def _tree(self, draw: Callable[[str], Draw], stack: Callable[[Callable[[int], Params], int], Params]) -> Params:
+        """The parameters; `draw(part)` makes the numbers of a part, `stack(layer, depth)` stacks layers of a depth."""
         D, V = self.shape.D, self.V
 
-        def part(name: str) -> Array:
-            # A part's key depends on its name alone: what two arms have in common starts alike in both.
-            return jax.random.fold_in(key, PARTS.index(name))
-
-        def table(name: str) -> Array:
+        def table(part: str) -> Array:
             # Unit-variance rows at the input (scaled by sqrt(D) there) and unit-variance logits at a tied head.
-            return jax.random.normal(part(name), (V, D), jnp.float32) * D**-0.5
+            return draw(part)((V, D), D**-0.5)
 
         params: Params = {"embedding_VD": table("embedding")}
         if not self.options.tied_embeddings:
@@ -85,14 +83,36 @@ class Transformer:
             if "target" in self.stacks:
                 params["target_embedding_VD"] = table("target_embedding")
         for name in self.stacks:
-            layer_keys = jax.random.split(part("first_stack" if name != "target" else "target"), self.depth(name))
-            layers = jax.vmap(lambda k, n=name: nnx.to_pure_dict(nnx.state(self._layer(n, nnx.Rngs(k)))))(layer_keys)
-            params[name] = {"layers": layers, "norm_D": jnp.ones(D)}
+            part = "target" if name == "target" else "first_stack"
+
+            def layer(index: int, name: str = name, part: str = part) -> Params:
+                return nnx.to_pure_dict(nnx.state(self._layer(name, draw(f"{part}/{index}"))))
+
+            params[name] = {"layers": stack(layer, self.depth(name)), "norm_D": np.ones(D, np.float32)}
         return params
 
+    def init(self, seed: int) -> Params:
+        """Float32 parameters as numpy arrays. A part's numbers depend on the seed and the part's name alone, so what two
+        arms have in common starts alike in both."""
+
+        def draw(part: str) -> Draw:
+            key = hashlib.sha256(f"{seed}/{part}".encode()).digest()[:16]
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+            return lambda shape, deviation: generator.standard_normal(shape, np.float32) * np.float32(deviation)
+
+        def stack(layer: Callable[[int], Params], depth: int) -> Params:
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *(layer(index) for index in range(depth)))
+
+        return self._tree(draw, stack)
+
     def abstract(self) -> Params:
-        """Shapes and dtypes of the parameters, made on no device."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        """Shapes and dtypes of the parameters; nothing is drawn, no memory is filled and no device is touched."""
+
+        def stack(layer: Callable[[int], Params], depth: int) -> Params:
+            return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (depth, *leaf.shape)), layer(0))
+
+        tree = self._tree(lambda part: _zeros, stack)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     def _embed(self, params: Params, table: str, tokens: Array) -> Array:
         rows = params.get(table, params["embedding_VD"])[tokens]
@@ -211,6 +231,11 @@ class Transformer:
             carry = advance(end, *carry, keep_inputs=False)
         x_BSD, y_BTD = carry
         return rms_norm(x_BSD, params[first]["norm_D"]), rms_norm(y_BTD, params[last]["norm_D"])
+
+
+def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:
+    """Numbers of a shape where only the shape counts: no memory is written."""
+    return np.broadcast_to(np.float32(0), shape)
 
 
 def _self_layer(layer: Layer, x_BSD: Array, positions_S: Array, *, causal: bool) -> Array:

@@ -1,6 +1,6 @@
 """Sweep algebra on frozen dataclasses: product, zip and chain of overrides, strict about every path.
 
-    expand(run, product(axis("optimizer.learning_rate", 1e-3, 3e-3), axis("shape.D", 32, 64)))  -> four runs
+expand(run, product(axis("optimizer.learning_rate", 1e-3, 3e-3), axis("shape.D", 32, 64)))  -> four runs
 """
 
 import dataclasses
@@ -70,7 +70,9 @@ def override(value: T, overrides: Overrides, *, where: str = "") -> T:
             direct[head] = new
     for head, inner in deeper.items():
         if head in direct:
-            raise ValueError(f"override {prefix}{head}: it and {prefix}{head}.{next(iter(inner))} are both set; set one")
+            raise ValueError(
+                f"override {prefix}{head}: it and {prefix}{head}.{next(iter(inner))} are both set; set one"
+            )
         direct[head] = override(getattr(value, head), inner, where=prefix + head)
     return dataclasses.replace(value, **direct)
 

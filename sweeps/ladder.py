@@ -97,7 +97,7 @@ LEARNING_RATES: dict[str, Rule] = {
 
 def learning_rate(rule: str | float, run: Run, V: int) -> float:
     """A number stands for itself; a name is looked up in LEARNING_RATES. Warns outside the rule's fitted range."""
-    if isinstance(rule, int | float) and not isinstance(rule, bool):
+    if not isinstance(rule, str):
         return float(rule)
     if rule not in LEARNING_RATES:
         raise ValueError(f"learning_rate = {rule!r}: {nearest(rule, list(LEARNING_RATES))}, or a number")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lab import cost, hardware, records
-from lab.data import count_windows
+from lab.data import count_windows, describe
 from lab.data.tokenizers import TOKENIZERS
 from lab.spec import Run, Seed, to_json
 from lab.structure import canonical
@@ -61,17 +61,22 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """What lab.records calls plan.json."""
-        study, first = self.study, self.runs[0].run
+        study, data = self.study, self.runs[0].run.data
         return {
             "schema": records.SCHEMA,
             "study": {
                 "name": study.name,
                 "question": study.question,
+                "command": f"lab run {study.source or study.name}",
                 "baseline": study.baseline,
                 "arms": {name: describe_arm(template) for name, template in study.arms.items()},
                 "match": dataclasses.asdict(study.match),
-                "data": {"corpus": first.data.corpus, "manifest": first.data.manifest,
-                         "train_tokens": first.data.train_tokens},
+                "data": {
+                    "corpus": data.corpus,
+                    "manifest": data.manifest,
+                    "train_tokens": data.train_tokens,
+                    "summary": str(describe(data.corpus, data.path, data.held_out)),
+                },
                 "notes": [*study.notes, *self.warnings],
             },
             "runs": [
@@ -98,16 +103,24 @@ def plan(study: Study) -> Plan:
                         unmatched.append(f"{arm} rung {rung} (D={run.shape.D}) at {budget:.3g}: {off:+.2%}")
                     cell += list(_replicates(study, arm, budget_index, rung, run, off))
                 rows += cell
-    said += sorted({str(w.message) for w in caught})
+    said += _shortened(sorted({str(w.message) for w in caught}))
     if unmatched:
         raise ValueError(
             f"study {study.name}: {len(unmatched)} cells can not be matched within {study.match.tolerance:.1%} by whole "
-            f"steps: {'; '.join(unmatched[:6])}{' ...' if len(unmatched) > 6 else ''}; lower the batch, raise the budget, or drop "
-            "the largest rungs"
+            f"steps: {'; '.join(unmatched[:6])}{' ...' if len(unmatched) > 6 else ''}; lower the batch, raise the budget, or "
+            "drop the largest rungs"
         )
     said += _check_epochs(study, rows)
     said += _same_functions(study, rows)
     return Plan(study=study, runs=tuple(rows), warnings=tuple(said))
+
+
+def _shortened(messages: list[str]) -> list[str]:
+    """One message for each kind: those that differ in a number alone are counted."""
+    kinds: dict[str, list[str]] = {}
+    for message in messages:
+        kinds.setdefault(message.split(" and is asked at ")[0], []).append(message)
+    return [first + (f" (and at {len(rest)} more sizes)" if rest else "") for first, *rest in kinds.values()]
 
 
 def _vocabulary(run: Run) -> int:

@@ -100,7 +100,8 @@ class Store:
             )
         if old != plan:
             records.write_json(self.root / records.PLAN, plan)
-            self.__dict__.pop("plan", None)
+            for cached in ("plan", "runs"):
+                self.__dict__.pop(cached, None)
         return difference
 
     @cached_property

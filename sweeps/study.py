@@ -59,6 +59,7 @@ class Study:
     extra_seeds: Mapping[tuple[int, int], int] = field(default_factory=dict)
     match: Match = field(default_factory=Match)
     notes: tuple[str, ...] = ()
+    source: str = ""  # what `lab run` was given; `load` fills it in
 
     def __post_init__(self):
         ok = isinstance(self.name, str) and self.name.replace("_", "").replace("-", "").isalnum()
@@ -155,9 +156,11 @@ def load(name: str, preset: str = "small") -> Study:
         make = getattr(module, "study", None)
         if not callable(make):
             raise ValueError("defines no function `study(preset)`; the README shows a whole study in 30 lines")
+        presets = list(getattr(module, "PRESETS", [preset]))
+        require(preset in presets, "preset", preset, nearest(preset, presets))
         made = make(preset)
     except Exception as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Study):
         raise ValueError(f"{path}: `study` returned {type(made).__name__}, not a sweeps.Study")
-    return made
+    return replace(made, source=name if preset == "small" else f"{name} --preset {preset}")

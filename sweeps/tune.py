@@ -1,6 +1,6 @@
 """From a sweep over learning rates to a rule: each size's optimum on a log-parabola, then a power law in size.
 
-    python -m sweeps.tune runs/learning_rate docs/learning-rate.csv
+python -m sweeps.tune runs/learning_rate docs/learning-rate.csv
 """
 
 import csv

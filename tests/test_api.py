@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = '''
+SCRIPT = """
 import analysis
 import sweeps
 from sweeps.ladder import ladder
@@ -16,7 +16,7 @@ study = sweeps.Study(name="mine", question="Do bidirectional inputs help?", arms
                      budgets=(1e9, 2e9), sizes=ladder(8, 16, 24, 32, depth=2, head_width=8), window=3, batch=4)
 directory = sweeps.run(sweeps.plan(study), "runs/mine")
 print(analysis.load(directory)[["arm", "budget", "loss"]])
-'''
+"""
 
 
 def test_the_api_in_ten_lines(tmp_path):
@@ -25,7 +25,9 @@ def test_the_api_in_ten_lines(tmp_path):
     assert len([line for line in SCRIPT.strip().splitlines() if line]) <= 11
     (tmp_path / "novels").mkdir()
     for i in range(40):
-        chapter = " ".join(f"Chapter {i}, sentence {j}: the ship sailed on, and {i * j} gulls followed it." for j in range(80))
+        chapter = " ".join(
+            f"Chapter {i}, sentence {j}: the ship sailed on, and {i * j} gulls followed it." for j in range(80)
+        )
         (tmp_path / "novels" / f"{i}.txt").write_text(chapter)
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr

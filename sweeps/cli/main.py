@@ -55,3 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _plain(error: Exception) -> str:
     return str(error).replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

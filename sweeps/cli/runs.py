@@ -91,35 +91,34 @@ def flops(
         V: vocabulary
         K: key-value heads (default: as many as query heads)
         head_width: width of a head
-        turns: of a conversation of T/2 user tokens and T reply tokens each
+        turns: of a conversation, each of T/2 user tokens and T reply tokens
     """
     shape = ladder.shape(D, L, head_width=head_width)
     shape = shape if K is None else spec.Shape(**{**vars(shape), "K": K})
     objective, options = Objective(S=S, T=T), Options()
-    table = Table(
-        "structure", "body parameters", "exact", "dense", "textbook", "6nd", "exact / decoder-only",
-        f"{turns} turns: FLOPs / decoder-only", "cache MiB (16 bit)", box=None, pad_edge=False,
-    )  # fmt: skip
-
-    def conversation(name: str) -> tuple[int, int]:
-        user = max(1, T // 2)
-        spent = cost.conversation(STRUCTURES[name], shape, options, V, turns=turns, user=user, reply=T)
-        return sum(turn.prefill + turn.decode for turn in spent), spent[-1].cache_bytes
-
-    base = cost.forward(STRUCTURES["decoder_only"], shape, options, objective, V)["exact"]
+    costs = Table(
+        "structure", "body parameters", "exact", "dense", "textbook", "6nd", "relative", box=None, pad_edge=False
+    )
+    talks = Table("structure", f"FLOPs of {turns} turns", "relative", "cache MiB (16 bit)", box=None, pad_edge=False)
+    base, user = "decoder_only", max(1, T // 2)
+    counted = {name: cost.forward(STRUCTURES[name], shape, options, objective, V) for name in LADDER}
+    spent = {
+        name: cost.conversation(STRUCTURES[name], shape, options, V, turns=turns, user=user, reply=T) for name in LADDER
+    }
+    talk = {name: sum(turn.prefill + turn.decode for turn in spent[name]) for name in LADDER}
     for name in LADDER:
-        counted = cost.forward(STRUCTURES[name], shape, options, objective, V)
-        talk, cache = conversation(name)
-        table.add_row(
+        costs.add_row(
             name,
             f"{cost.parameters(STRUCTURES[name], shape, options, objective, V).body:,}",
-            *(f"{counted[c]:.4g}" for c in ("exact", "dense", "textbook", "6nd")),
-            f"{counted['exact'] / base:.3f}",
-            f"{talk / conversation('decoder_only')[0]:.2f}",
-            f"{cache / 2**20:.1f}",
+            *(f"{counted[name][c]:.4g}" for c in ("exact", "dense", "textbook", "6nd")),
+            f"{counted[name]['exact'] / counted[base]['exact']:.3f}",
         )
-    Console().print(table)
-    Console().print("FLOPs of one example's forward pass; training is 3 times that. Conventions: docs/conventions.md")
+        cache = spent[name][-1].cache_bytes / 2**20
+        talks.add_row(name, f"{talk[name]:.4g}", f"{talk[name] / talk[base]:.2f}", f"{cache:.1f}")
+    Console().print(costs, "\n", talks, sep="")
+    print(
+        "FLOPs of one example's forward pass (training is 3 times that) and of a conversation; relative to decoder-only"
+    )
 
 
 def train(run: Path_, /, out: Path | None = None) -> None:

@@ -2,14 +2,15 @@
 
 command    lab quickstart
 cost       1.1e13 FLOPs in 56 runs; about 5 minutes on 2 CPU cores
-expected   see the README: differences of a few hundredths of a nat against a seed noise of about a hundredth; three
-           budgets over a factor of 16 can show who is ahead there, and not where curves cross
+expected   see the README: differences of a few hundredths of a nat against a seed noise of as much; three budgets over
+           a factor of 16 can show who is ahead there, and not where curves cross
 """
 
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
-BUDGETS = {"small": (3e10, 1.2e11, 4.8e11), "smoke": (3e9, 6e9, 1.2e10)}
+# smoke: the same study at a size that shows in a minute whether every part works, and nothing else.
+PRESETS = {"small": {"budgets": (3e10, 1.2e11, 4.8e11), "batch": 8}, "smoke": {"budgets": (1e9, 2e9, 4e9), "batch": 1}}
 
 
 def study(preset: str = "small") -> Study:
@@ -24,9 +25,9 @@ def study(preset: str = "small") -> Study:
             "decoder_only_all": arm("decoder_only", data, S=64, T=64, loss="all"),
         },
         baseline="decoder_only",
-        budgets=BUDGETS[preset],
-        sizes=ladder(12, 16, 24, 32, 48, 64, depth=2),
+        budgets=PRESETS[preset]["budgets"],
+        sizes=ladder(8, 12, 16, 24, 32, 48, depth=2),
         window=4,
-        batch=8,
+        batch=PRESETS[preset]["batch"],
         extra_seeds={(1, 2): 3},
     )

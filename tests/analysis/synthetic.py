@@ -24,6 +24,7 @@ class Arm:
     A: float = 25.0
     B: float = 40.0
     cost: float = 1.15
+    alpha: float = ALPHA
     textbook: float = 1.0
     structure: str = "decoder_only"
 
@@ -53,7 +54,7 @@ def body(width: int) -> float:
 
 def true_loss(arm: Arm, N: Any, C: float) -> Any:
     """At budget C (FLOPs) and size N, so D = C / (6 N cost) tokens."""
-    return E + arm.A * N**-ALPHA + arm.B * (C / (6 * N * arm.cost)) ** -BETA
+    return E + arm.A * N**-arm.alpha + arm.B * (C / (6 * N * arm.cost)) ** -BETA
 
 
 def true_best(arm: Arm, C: float) -> float:
@@ -145,7 +146,7 @@ def _records(
     )
     # Arms are told apart by revision, so that two with the same structure are still two runs.
     run = replace(run, revision=sum(name.encode()))
-    loss = E + arm.A * N**-ALPHA + arm.B * tokens**-BETA + noise
+    loss = E + arm.A * N**-arm.alpha + arm.B * tokens**-BETA + noise
     row = {
         "run_id": run.run_id,
         "arm": name,

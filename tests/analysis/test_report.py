@@ -51,7 +51,6 @@ def test_report_of_a_whole_study(tmp_path):
     assert last["low"] < truth < last["high"]
     table = pd.read_csv(page.parent / "runs.csv")
     assert len(table) == 3 * 14 and table["run_id"].nunique() == 2 * 14
-    assert by_arm["prefix_lm"]["sentence"] in analysis.summary(path)
 
 
 def test_missing_failed_and_diverged_runs_are_named(tmp_path):
@@ -68,7 +67,7 @@ def test_missing_failed_and_diverged_runs_are_named(tmp_path):
     assert isinstance(answer.law, Fit) and isinstance(answer.curves["prefix_lm"], Refused)
 
 
-@pytest.mark.parametrize("finished", [0, 1, 5, 14])
+@pytest.mark.parametrize("finished", [0, 5, 14])
 def test_an_unfinished_study_is_refused_not_crashed(tmp_path, finished):
     # Runs end in the order of the plan, so that the second arm has none.
     study = synthetic.Study(arms=TWO, baseline="decoder_only", missing=tuple(range(finished, 28)))
@@ -76,6 +75,7 @@ def test_an_unfinished_study_is_refused_not_crashed(tmp_path, finished):
     answer = analyse(tmp_path)
     assert [v.kind for v in answer.verdicts] == ["refused"]
     assert "refused" in render(answer) and "[refused]" in text(answer)
+    assert finished > 5 or analysis.summary(tmp_path) == text(answer)
     assert json.dumps(verdict_json(answer), allow_nan=False)
 
 
@@ -83,19 +83,28 @@ def test_one_budget_without_replicates(tmp_path):
     study = synthetic.Study(arms=TWO, baseline="decoder_only", budgets=(1e11,), seeds=1, sizes=6, noise=0.002)
     synthetic.write(tmp_path, study)
     answer = analyse(tmp_path)
-    assert "No cell has two seeds" in answer.caveats[0]
+    assert any("No cell has two seeds" in caveat for caveat in answer.caveats)
     assert answer.verdicts[0].kind in ("A better", "not resolved")
     assert all(isinstance(value, Refused) for value in answer.crossings.values()) and "<svg" in render(answer)
 
 
 def test_importing_is_light_and_the_function_stays_a_function():
-    code = (
-        "import sys, analysis; heavy = {'jax', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules); "
-        "assert not heavy, heavy; import analysis.report, analysis.answer; "
-        "assert callable(analysis.report) and callable(analysis.load) and set(analysis.__all__) <= set(dir(analysis)) | "
-        "set(analysis._HOME); assert all(getattr(analysis, name) for name in analysis.__all__); "
-        "assert callable(analysis.report)"
-    )
+    code = """
+import sys, analysis
+heavy = {'jax', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)
+assert not heavy, heavy
+import analysis.report, analysis.answer
+assert all(getattr(analysis, name) for name in analysis.__all__)
+assert callable(analysis.report) and callable(analysis.load)
+"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with pytest.raises(AttributeError, match="no attribute 'forecast'"):
         _ = analysis.forecast
+
+
+def test_a_law_that_contradicts_what_was_measured_is_flagged(tmp_path):
+    arms = {"decoder_only": synthetic.Arm(), "prefix_lm": synthetic.Arm(A=45.0, alpha=0.40)}
+    synthetic.write(tmp_path, synthetic.Study(arms=arms, baseline="decoder_only", noise=0.001))
+    answer = analyse(tmp_path)
+    assert any("The shared law contradicts the measured difference of prefix_lm" in c for c in answer.caveats)
+    assert answer.verdicts[0].kind == "A better"

@@ -7,19 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import EVERY_STRUCTURE, make_run, name_of
 
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
 from lab.hardware import Execution
 from lab.objectives import Batch, build
 from lab.optimizers import Hyperparameters
-from lab.program import initial_state, program, train_step
+from lab.program import initial_optimizer, program, train_step
 from lab.spec import Objective, Optimizer, Shape
 from lab.structure import ALL_TWO_STREAM, LADDER
+from runs import EVERY_STRUCTURE, make_run, name_of
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 BYTES = TOKENIZERS["bytes"]
@@ -30,18 +29,24 @@ HYPER = Hyperparameters.of(Optimizer(learning_rate=1.0, weight_decay=0.0))
 def losses(run, batches, rate, seed=0):
     """Training losses on these batches, one step each."""
     p = program(run, Execution(steps_per_dispatch=1, scan=False))
-    state = initial_state(p, jnp.int32(seed))
+    params = p.model.init(seed)
+    state = {"params": params, "optimizer": initial_optimizer(p, params)}
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def many(state, batches):
+    stacked = Batch(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
+    return np.asarray(steps_of(p)(state, stacked, np.float32(rate)))
+
+
+@functools.cache
+def steps_of(p):
+    @jax.jit
+    def steps(state, batches, rate):
         def body(state, batch):
-            state, loss, _ = train_step(p, state, batch, HYPER, jnp.float32(rate))
+            state, loss, _ = train_step(p, state, batch, HYPER, rate)
             return state, loss
 
         return jax.lax.scan(body, state, batches)[1]
 
-    stacked = Batch(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
-    return np.asarray(many(state, stacked))
+    return steps
 
 
 def random_text(run, steps, symbols, *, copied=False, seed=0):
@@ -54,37 +59,29 @@ def random_text(run, steps, symbols, *, copied=False, seed=0):
 
 
 @pytest.mark.parametrize("structure", EVERY_STRUCTURE, ids=name_of)
-def test_overfits_one_batch(structure):
-    run = make_run(structure, shape=SMALL)
+def test_learns_what_is_there_and_nothing_else(structure):
+    """One batch again and again is learned by heart; so are targets that repeat random inputs, which only what is read from
+    the inputs can predict; of fresh independent tokens nothing is learned, and the loss stays at ln V."""
+    run = make_run(structure, shape=SMALL, batch=16)
     batch = next(iter(random_text(run, 1, 16)))
-    fell = losses(run, [batch] * 80, rate=1e-2)
+    fell = losses(run, [batch] * 150, rate=1e-2)
     assert fell[0] > 4 and fell[-1] < 0.1
-
-
-@pytest.mark.parametrize("name", LADDER)
-def test_learns_to_copy(name):
-    """Targets repeat the inputs, which are random: only what is read from the inputs can predict them."""
-    run = make_run(name, shape=SMALL, objective=Objective(S=8, T=8), batch=32)
-    fell = losses(run, list(random_text(run, 400, 8, copied=True)), rate=4e-3)
-    assert fell[-20:].mean() < 0.25 * math.log(8)
-
-
-@pytest.mark.parametrize("structure", EVERY_STRUCTURE, ids=name_of)
-def test_nothing_is_learned_of_independent_tokens(structure):
-    run = make_run(structure, shape=SMALL, batch=32)
-    fell = losses(run, list(random_text(run, 150, 4)), rate=4e-3)
-    assert fell[-30:].mean() > math.log(4) - 0.01
+    if not structure.encoder_only:
+        copied = losses(run, list(random_text(run, 600, 8, copied=True)), rate=4e-3)
+        assert copied[-20:].mean() < 0.25 * math.log(8)
+    stayed = losses(run, list(random_text(run, 150, 4)), rate=4e-3)
+    assert math.log(4) - 0.01 < stayed[-30:].mean() < 2.0
 
 
 def test_a_leak_would_be_seen():
     """The same test with the labels let into the target stream one place early: the loss falls far below ln V."""
-    run = make_run("decoder_only", shape=SMALL, batch=32)
+    run = make_run("decoder_only", shape=SMALL, batch=16)
     leaky = [b._replace(targets=b.labels) for b in random_text(run, 150, 4)]
     assert losses(run, leaky, rate=4e-3)[-30:].mean() < 0.5 * math.log(4)
 
 
 def test_loss_on_all_tokens_of_independent_text():
-    for structure in (s for s in ALL_TWO_STREAM if s.inputs == "causal" and s.cross == "merged"):
+    for structure in (s for s in ALL_TWO_STREAM if s.inputs == "causal" and s.cross == "merged" and s.memory == "same"):
         run = make_run(structure, shape=SMALL, batch=32, objective=Objective(S=6, T=5, loss="all"))
         assert losses(run, list(random_text(run, 100, 4)), rate=4e-3)[-30:].mean() > math.log(4) - 0.01
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runs import make_run
 
 from lab import cost, records
 from lab.data import Examples, describe, load
@@ -22,6 +21,7 @@ from lab.program import program, token_losses
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, to_json
 from lab.structure import LADDER, STRUCTURES
 from lab.train import restore_parameters, train
+from runs import make_run
 
 TWO_STEPS = Execution(steps_per_dispatch=2, scan=False)
 V = TOKENIZERS["bytes"].V
@@ -54,7 +54,9 @@ def test_killed_and_restarted_is_the_same_run(name, loss, tmp_path):
     whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
     for attempt in (3, 5):
         with pytest.raises(Killed):
-            train(run, tmp_path / "killed", execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(attempt))
+            train(
+                run, tmp_path / "killed", execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(attempt)
+            )
     again = train(run, tmp_path / "killed", execution=TWO_STEPS)
     assert again["outcome"] == whole["outcome"] and whole["status"] == "done"
     assert again["measured"]["attempts"] == 3
@@ -84,7 +86,9 @@ def test_a_killed_process_goes_on(number, tmp_path):
         "train(read_run(pathlib.Path(sys.argv[1]) / 'run.json'), pathlib.Path(sys.argv[1]) / 'killed',"
         " checkpoint_seconds=0.05, execution=Execution(steps_per_dispatch=2, scan=False))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -183,5 +187,3 @@ def test_every_arm_reads_the_same_text():
     np.testing.assert_array_equal(split.labels, wide[:, 6:])
     np.testing.assert_array_equal(split.targets[:, 1:], wide[:, 6:-1])
     assert (split.targets[:, 0] == TOKENIZERS["bytes"].sep).all()
-
-

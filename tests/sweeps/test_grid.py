@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import make_run
 
 from lab.structure import STRUCTURES
+from runs import make_run
 from sweeps.grid import axis, chain, expand, override, product, zip_
 
 values = st.lists(st.integers(), min_size=1, max_size=4)
@@ -35,7 +35,9 @@ def test_overrides_of_one_part_are_applied_together(D, L):
 
 
 def test_whole_parts_and_grids():
-    grid = product(axis("structure", *(STRUCTURES[n] for n in ("prefix_lm", "decoder_only"))), axis("seed.init", 0, 1, 2))
+    grid = product(
+        axis("structure", *(STRUCTURES[n] for n in ("prefix_lm", "decoder_only"))), axis("seed.init", 0, 1, 2)
+    )
     runs = expand(make_run(), grid)
     assert [(r.structure.name, r.seed.init) for r in runs] == [
         (n, i) for n in ("prefix_lm", "decoder_only") for i in (0, 1, 2)

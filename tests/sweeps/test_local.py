@@ -1,0 +1,84 @@
+"""Real worker processes on a real study, one of them killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import sweeps
+from lab import records
+from sweeps.launch import local
+from sweeps.store import Store
+
+STUDY = """
+from sweeps import Study, arm, corpus
+from sweeps.ladder import ladder
+
+def study(preset="small"):
+    data = corpus("markov")
+    return Study(name="killed", question="?", baseline="decoder_only", budgets=(4e9,), batch=4, window=2, learning_rate=0.01,
+                 arms={"decoder_only": arm("decoder_only", data, S=8, T=8)}, seeds=3, sizes=ladder(8, 16, depth=2, head_width=8))
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "study.py").write_text(STUDY)
+    return sweeps.plan(sweeps.load(str(tmp_path / "study.py")))
+
+
+def test_a_sweep_whose_worker_is_killed_ends_as_if_it_was_not(plan, tmp_path):
+    whole = sweeps.run(plan, tmp_path / "whole", workers=2)
+    killed = []
+
+    def kill_once(store):
+        for status in store.status():
+            if not killed and status.held_by and (status.step or 0) > 0:
+                killed.append(int(status.held_by.split()[-1]))
+                os.kill(killed[0], signal.SIGKILL)
+
+    directory = sweeps.run(plan, tmp_path / "killed", workers=2, on_poll=kill_once)
+    for run_id in plan.unique:
+        a, b = (records.read_result(records.run_directory(d, run_id)) for d in (whole, directory))
+        assert a["outcome"] == b["outcome"]
+        assert a["outcome"]["spent"] == dict(plan.unique[run_id].planned)
+    assert killed, "no run was ever seen in progress: the study is too short for this test"
+    again = time.monotonic()
+    assert sweeps.run(plan, directory) == directory  # nothing is left: no worker is started
+    assert time.monotonic() - again < 5
+
+
+def test_an_interrupted_sweep_saves_and_goes_on(plan, tmp_path):
+    script = f"import sweeps, sys; sweeps.run(sweeps.plan(sweeps.load({str(tmp_path / 'study.py')!r})), sys.argv[1], workers=1)"
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    store = Store(tmp_path / "out")
+    while time.monotonic() < deadline:
+        if (tmp_path / "out" / records.PLAN).exists() and any(s.state == "running" for s in store.status()):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    assert not any(s.state in ("running", "failed") for s in store.status())
+    sweeps.run(plan, tmp_path / "out")
+    assert all(s.state == "done" for s in store.status())
+
+
+def test_workers_that_always_die_are_given_up(plan, tmp_path, monkeypatch):
+    store = Store(tmp_path / "out")
+    store.write_plan(plan.to_json())
+    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    with pytest.raises(ValueError, match=r"every worker died 4 times and 6 runs are left; see .*logs"):
+        local.start(store.root, [local.Slot()], poll_seconds=0.01)
+
+
+def test_cores_are_shared_out():
+    cores = sorted(os.sched_getaffinity(0))
+    slots = local.cpu_slots()
+    assert sorted(core for slot in slots for core in slot.cores) == cores and len(slots) == len(cores)
+    assert len(local.cpu_slots(1)) == 1 and local.cpu_slots(1)[0].cores == tuple(cores)
+    assert len(local.cpu_slots(5)) == 5 and all(slot.cores for slot in local.cpu_slots(5))
