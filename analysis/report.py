@@ -16,16 +16,18 @@ if TYPE_CHECKING:  # imported where they are used, so that `import analysis` loa
 
     from analysis.answer import Answer
 
-PAGE, VERDICT, TABLE = "report.html", "verdict.json", "runs.csv"
+PAGE, VERDICT, TABLE, SUMMARY = "report.html", "verdict.json", "runs.csv", "summary.txt"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Writes report.html, and verdict.json and runs.csv beside it, into `out` (default: the study's directory).
+    """Writes report.html, and verdict.json, summary.txt, runs.csv and two figures as PNG beside it, into `out` (default:
+    the study's directory).
 
     Returns the page's path. Runs that are missing, failed or diverged are named on the page, and what can not be said
     without them is refused there. Raises ValueError for records that can not be read.
     """
+    from analysis import plots
     from analysis.answer import analyse
 
     answer = analyse(study_dir)
@@ -33,6 +35,9 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     answer.frame.drop(columns=["loss_per_position", "versions"]).to_csv(directory / TABLE, index=False)
     records.write_json(directory / VERDICT, verdict_json(answer))
+    (directory / SUMMARY).write_text(text(answer) + "\n", encoding="utf-8")
+    plots.save(plots.headline(answer), directory / "headline.png")
+    plots.save(plots.isoflops(answer), directory / "isoflops.png")
     page = directory / PAGE
     page.write_text(render(answer), encoding="utf-8")
     return page

@@ -68,7 +68,7 @@ class Rule:
 
 
 # Fitted by `lab run learning_rate` (sweeps/studies/learning_rate.py; the measured points are in docs/learning-rate.md).
-LAB_COEFFICIENT, LAB_EXPONENT = 1.553, -0.421
+LAB_COEFFICIENT, LAB_EXPONENT = 0.5301, -0.3314
 
 LEARNING_RATES: dict[str, Rule] = {
     "lab": Rule(
@@ -76,7 +76,7 @@ LEARNING_RATES: dict[str, Rule] = {
         rate=lambda size: LAB_COEFFICIENT * size.body_flops**LAB_EXPONENT,
         measure=lambda size: size.body_flops,
         unit="body forward FLOPs per token",
-        fitted=(1.0e4, 5.8e5),
+        fitted=(6.2e3, 5.8e5),
     ),
     "porian": Rule(
         source="Porian et al. 2024, as in OLMo's ladder: 0.0047 (N / 108M)^(-1/3)",

@@ -1,3 +1,11 @@
+import os
+
+# Each test process stays on a core of its own: XLA makes as many threads as it sees cores, and they would get in each
+# other's way. Before jax is imported.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 import jax
 import pytest
 

@@ -150,8 +150,8 @@ def report(study: Name, /, out: Path | None = None) -> None:
 
     directory = _directory(study)
     page = analysis.report(directory, out)
-    Console(highlight=False).print(analysis.summary(directory), markup=False, soft_wrap=True)
-    print(f"\nreport: {page}")
+    Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
+    print(f"report: {page}")
 
 
 def _directory(study: str) -> Path:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from sweeps.store import Store
 
 RESTARTS = 3  # of one worker slot, before it is given up: a machine that kills everything is not fought
+BACKOFF_SECONDS = 1.0  # before the first restart; it doubles each time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +62,17 @@ def slots(workers: int | None = None) -> tuple[str, list[Slot]]:
 
 
 def start(
-    study: Path, places: list[Slot], *, on_poll: Callable[[Store], None] | None = None, poll_seconds: float = 0.5
+    study: Path,
+    places: list[Slot],
+    *,
+    on_poll: Callable[[Store], None] | None = None,
+    poll_seconds: float = 0.5,
+    backoff_seconds: float = BACKOFF_SECONDS,
 ) -> None:
     """Works on the study until every run has ended; raises ValueError if workers keep dying.
 
-    A worker that is killed is started again in its place. SIGINT and SIGTERM are passed on, the workers save, and
-    KeyboardInterrupt is raised.
+    A worker that is killed is started again in its place, later each time. SIGINT and SIGTERM (where this is the main
+    thread, which alone may handle them) are passed on, the workers save, and KeyboardInterrupt is raised.
     """
     store = Store(study)
     logs = store.root / "logs"
@@ -87,18 +94,23 @@ def start(
         nonlocal stopping
         stopping = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    workers, restarts = {index: spawn(index) for index in range(len(places))}, dict.fromkeys(range(len(places)), 0)
+    heeded = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in heeded}
+    workers: dict[int, subprocess.Popen[bytes]] = {}
+    restarts, due = dict.fromkeys(range(len(places)), 0), dict.fromkeys(range(len(places)), 0.0)
     try:
-        while workers and not stopping:
+        while (workers or due) and not stopping:
+            for index in [i for i, when in due.items() if when <= time.monotonic()]:
+                del due[index]
+                workers[index] = spawn(index)
             time.sleep(poll_seconds)
             for index, worker in list(workers.items()):
                 if worker.poll() is None:
                     continue
                 del workers[index]
-                if worker.returncode != 0 and restarts[index] < RESTARTS and not stopping:
+                if worker.returncode != 0 and restarts[index] < RESTARTS:
+                    due[index] = time.monotonic() + backoff_seconds * 2 ** restarts[index]
                     restarts[index] += 1
-                    workers[index] = spawn(index)
             if on_poll:
                 on_poll(store)
     finally:

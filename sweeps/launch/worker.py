@@ -5,12 +5,13 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lab import spec
-from lab.preemption import Preempted
 from lab.spec import Run
 from sweeps.store import Store
 
@@ -29,7 +30,7 @@ def work(
 
     Runs whose program this process has come first, runs whose program another worker is compiling come last. A run
     that raises is recorded as failed and the next one is taken; runs that another worker holds are waited for, since
-    that worker may die. Preempted (SIGTERM) passes through, with the run saved.
+    that worker may die. lab.preemption.Preempted (SIGTERM) passes through, with the run saved.
     """
     mine: set[str] = set()
     keys: dict[str, str] = {}
@@ -39,31 +40,26 @@ def work(
             keys[row["run_id"]] = program_key(spec.from_json(row["run"]))
         return keys[row["run_id"]]
 
-    def preference(row: dict[str, Any]) -> int:
-        key = key_of(row)
-        return 0 if key in mine else 2 if store.is_compiling(key) else 1
-
     while any(not store.ended(run_id) for run_id in store.runs):
+        compiling = cache(store.is_compiling)  # asked once a key and round: many runs share a program
+
+        def preference(row: dict[str, Any], compiling: Callable[[str], bool] = compiling) -> int:
+            key = key_of(row)
+            return 0 if key in mine else 2 if compiling(key) else 1
+
         claim = store.next_claim(preference)
         if claim is None:
             time.sleep(poll_seconds)
             continue
-        run_id = claim.row["run_id"]
-        try:
-            mine.add(key_of(claim.row))
-            run = spec.from_json(claim.row["run"])
-            if run.run_id != run_id:
-                raise ValueError(
-                    f"{store.root}: plan.json was edited: {run_id} now describes {run.run_id}; plan it again"
-                )
-            train_one(run, store.directory(run_id))
-        except (Preempted, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            log.exception("%s failed", run_id)
-            store.fail(run_id, error)
-        finally:
-            claim.release()
+        with claim:
+            try:
+                run = store.begin(claim)
+                mine.add(key_of(claim.row))
+                train_one(run, claim.directory)
+            # Preempted and KeyboardInterrupt are no Exception: they pass, and the claim is released.
+            except Exception:
+                log.exception("%s failed", claim.run_id)
+                store.fail(claim, traceback.format_exc())
 
 
 def main() -> None:

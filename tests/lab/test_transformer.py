@@ -69,8 +69,7 @@ def test_every_structure_is_its_definition(structure, options):
     run = make_run(structure, shape=GROUPED, options=options)
     params = perturbed(program(run, UNROLLED).model.init(0))
     _, batch = some_batch(run)
-    ours, scanned = (logits(run, params, batch, Execution(steps_per_dispatch=1, scan=s)) for s in (False, True))
-    np.testing.assert_allclose(ours, scanned, rtol=0, atol=1e-5)
+    ours = logits(run, params, batch, Execution(steps_per_dispatch=1, scan=options == Options()))
     for row in range(run.batch):
         _, theirs = reference.two_streams(
             structure, params, batch.inputs[row], batch.targets[row], restart=options.positions == "restart"

@@ -34,6 +34,29 @@ def test_overrides_of_one_part_are_applied_together(D, L):
         override(make_run(), {"shape.L": L + 2})
 
 
+paths = {
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.clip": 0.5,
+    "seed.init": 3,
+    "seed.data": 4,
+    "batch": 8,
+    "shape.D": 16,
+}
+
+
+@given(st.permutations(list(paths.items())), st.integers(0, len(paths)))
+def test_overriding_is_idempotent_and_knows_no_order(items, cut):
+    once = override(make_run(), dict(items))
+    assert once == override(make_run(), paths) == override(once, paths)
+    assert once == override(override(make_run(), dict(items[:cut])), dict(items[cut:]))
+
+
+@given(st.sampled_from(sorted(paths)), st.text("abcxyz", min_size=1, max_size=4))
+def test_an_unknown_path_is_named_in_full(path, more):
+    with pytest.raises(ValueError, match=rf"override {path}{more}\b"):
+        override(make_run(), {path + more: 1})
+
+
 def test_whole_parts_and_grids():
     grid = product(
         axis("structure", *(STRUCTURES[n] for n in ("prefix_lm", "decoder_only"))), axis("seed.init", 0, 1, 2)

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,7 +75,30 @@ def test_workers_that_always_die_are_given_up(plan, tmp_path, monkeypatch):
     store.write_plan(plan.to_json())
     monkeypatch.setattr(local.sys, "executable", "/bin/false")
     with pytest.raises(ValueError, match=r"every worker died 4 times and 6 runs are left; see .*logs"):
-        local.start(store.root, [local.Slot()], poll_seconds=0.01)
+        local.start(store.root, [local.Slot()], poll_seconds=0.01, backoff_seconds=0.01)
+
+
+def test_each_restart_waits_longer(plan, tmp_path, monkeypatch):
+    store = Store(tmp_path / "out")
+    store.write_plan(plan.to_json())
+    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    now, spawned = [0.0], []
+
+    class Worker(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            spawned.append(now[0])
+            super().__init__(*arguments, **options)
+            self.wait()
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(local.subprocess, "Popen", Worker)
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    with pytest.raises(ValueError, match="every worker died 4 times"):
+        local.start(store.root, [local.Slot()], poll_seconds=0.5, backoff_seconds=1.0)
+    gaps = [later - earlier for earlier, later in pairwise(spawned)]
+    assert gaps == [1.5, 2.5, 4.5]  # each with the half second until the death was seen
 
 
 def test_cores_are_shared_out():

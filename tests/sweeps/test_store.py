@@ -4,7 +4,10 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,18 +15,15 @@ import pytest
 from lab import records
 from lab.preemption import Preempted
 from lab.spec import to_json
+from runs import make_run
 from sweeps.launch.worker import work
-from sweeps.store import FAILED, Store
+from sweeps.store import FAILED, Owner, Store, _process
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def rows(count: int, name: str = "s") -> dict:
     """A plan of `count` small runs that differ in their seed."""
-    from dataclasses import replace
-
-    from runs import make_run
-
     run = make_run()
     runs = [replace(run, seed=replace(run.seed, init=i)) for i in range(count)]
     return {"schema": 1, "study": {"name": name},
@@ -47,9 +47,22 @@ def claim_all(root: str, barrier, wins) -> None:
     store = Store(Path(root))
     for run_id in store.runs:
         barrier.wait()
-        with store.claim(run_id) as mine:
-            wins.put((run_id, mine))
-            barrier.wait()
+        claim = store.claim(run_id)
+        wins.put((run_id, claim.attempt if claim else None))
+        barrier.wait()
+
+
+def elsewhere(owner: Owner | None = None) -> Owner:
+    return replace(owner or Owner.here(), machine="another boot pid:[1]", host="elsewhere")
+
+
+def gone() -> Owner:
+    """A process of this machine that has ended."""
+    process = SPAWN.Process(target=time.sleep, args=(0,))
+    process.start()
+    assert process.pid is not None
+    process.join()
+    return replace(Owner.here(), pid=process.pid, started=1)
 
 
 @pytest.fixture
@@ -59,35 +72,121 @@ def store(tmp_path) -> Store:
     return made
 
 
-def test_one_of_two_racing_processes_gets_each_claim(tmp_path):
+@pytest.mark.parametrize("stale", [False, True])
+def test_one_of_three_racing_processes_gets_each_claim(tmp_path, stale):
     store = Store(tmp_path / "study")
-    store.write_plan(rows(100))
-    barrier, wins = SPAWN.Barrier(2), SPAWN.Queue()
-    racers = [SPAWN.Process(target=claim_all, args=(str(store.root), barrier, wins)) for _ in range(2)]
+    store.write_plan(rows(200))
+    if stale:
+        dead = gone()
+        assert all(store.claim(run_id, dead) for run_id in store.runs)
+    barrier, wins = SPAWN.Barrier(3), SPAWN.Queue()
+    racers = [SPAWN.Process(target=claim_all, args=(str(store.root), barrier, wins)) for _ in range(3)]
     for racer in racers:
         racer.start()
-    got = [wins.get(timeout=60) for _ in range(200)]
+    got = [wins.get(timeout=60) for _ in range(600)]
     for racer in racers:
         racer.join()
-    assert all(sorted(mine for r, mine in got if r == run_id) == [False, True] for run_id in store.runs)
+    won = [(run_id, attempt) for run_id, attempt in got if attempt is not None]
+    assert sorted(won) == sorted((run_id, 2 if stale else 1) for run_id in store.runs)
+
+
+def test_another_machines_silence_is_measured_on_ones_own_clock(store):
+    run_id = next(iter(store.runs))
+    theirs = store.claim(run_id, elsewhere())
+    now = [0.0]
+    observer = Store(store.root, lease=60, clock=lambda: now[0])
+    for now[0] in (0.0, 59.0):
+        assert observer.claim(run_id) is None
+    assert theirs.renew()
+    for now[0] in (61.0, 120.0):  # the beat was seen to change at 61
+        assert observer.claim(run_id) is None
+        assert observer.status()[0].state == "running"
+    now[0] = 121.0
+    assert observer.status()[0].state == "waiting"
+    late = Store(store.root, lease=60, clock=lambda: now[0])
+    assert late.claim(run_id) is None  # who has not watched for a lease does not know
+    ours = observer.claim(run_id)
+    assert ours is not None and ours.attempt == 2
+    assert not theirs.renew() and theirs.lost.is_set()
+    store.fail(theirs, "late")
+    theirs.release()
+    assert store.failure(run_id) is None and observer.claim(run_id) is None
+
+
+def test_a_living_process_keeps_its_run_however_slow(store):
+    run_id = next(iter(store.runs))
+    now = [0.0]
+    observer = Store(store.root, clock=lambda: now[0])
+    assert store.claim(run_id) is not None and observer.claim(run_id) is None
+    now[0] = 1e6
+    assert observer.claim(run_id) is None
+
+
+def test_a_process_id_that_is_anothers_by_now_is_a_dead_owner(store):
+    me = Owner.here()
+    if me.started is None:
+        pytest.skip("this kernel shows no start times")
+    run_id = next(iter(store.runs))
+    assert store.claim(run_id, replace(me, started=me.started - 1)) is not None
+    assert store.status()[0].state == "waiting"
+    assert store.claim(run_id).attempt == 2
+
+
+def test_a_killed_process_that_nobody_waited_for_is_dead():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    _, started = _process(process.pid) or ("", None)
+    owner = replace(Owner.here(), pid=process.pid, started=started)
+    assert owner.alive()
+    process.kill()
+    deadline = time.monotonic() + 20
+    while owner.alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not owner.alive()
+    process.communicate()
+
+
+def test_a_held_claim_beats_and_is_released_once(store):
+    quick, run_id = Store(store.root, lease=0.06), next(iter(store.runs))
+    claim = quick.claim(run_id)
+    (path,) = store.directory(run_id).glob("claim-*.json")
+    with claim:
+        deadline = time.monotonic() + 20
+        while records.read_json(path)["beat"] < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert records.read_json(path)["beat"] >= 3 and store.claim(run_id) is None
+    claim.release()
+    assert records.read_json(path)["released"] and store.claim(run_id).attempt == 2
+    assert not [p for p in store.directory(run_id).iterdir() if p.name.startswith(".")]
+
+
+def test_what_was_claimed_is_described_in_its_directory(store):
+    first, second, *_ = store.runs
+    claim = store.claim(first)
+    assert to_json(store.begin(claim)) == records.read_json(claim.directory / records.RUN)
+    assert store.begin(claim).run_id == first
+    other = store.claim(second)
+    records.write_json(other.directory / records.RUN, store.runs[first]["run"])
+    with pytest.raises(ValueError, match=f"describes {first}, not {second}"):
+        store.begin(other)
 
 
 def test_a_killed_workers_run_is_finished_by_another(store):
     first = SPAWN.Process(target=work_slowly, args=(str(store.root), 60))
     first.start()
     deadline = time.monotonic() + 60
-    while not any(s.state == "running" for s in store.status()) and time.monotonic() < deadline:
+    # Not only claimed, but begun: a worker killed in between has no start to count.
+    while not any(p.read_text() for p in store.root.glob("runs/*/starts")) and time.monotonic() < deadline:
         time.sleep(0.05)
     (held,) = [s for s in store.status() if s.state == "running"]
     assert str(first.pid) in held.held_by
-    with store.claim(held.run_id) as mine:
-        assert not mine
+    assert store.claim(held.run_id) is None
     os.kill(first.pid, signal.SIGKILL)
     first.join()
     work_slowly(str(store.root), 0)
     assert [s.state for s in store.status()] == ["done"] * 4
     starts = {i: len((store.directory(i) / "starts").read_text().split()) for i in store.runs}
     assert starts == {i: 2 if i == held.run_id else 1 for i in store.runs}
+    assert {s.run_id: s.attempts for s in store.status()} == starts
 
 
 def test_a_run_that_raises_is_recorded_and_the_others_go_on(store):
@@ -101,7 +200,11 @@ def test_a_run_that_raises_is_recorded_and_the_others_go_on(store):
     work(store, train, lambda run: "one")
     assert [s.state for s in store.status()] == ["done", "failed", "done", "done"]
     assert "RuntimeError: out of luck" in store.failure(bad)["error"]
-    assert store.retry() == 1
+    assert store.failure(bad)["attempts"] == 1
+    assert store.retry([next(iter(store.runs))]) == 0
+    with pytest.raises(ValueError, match="not in the plan"):
+        store.retry(["a"])
+    assert store.retry([bad]) == 1
     work(store, finish, lambda run: "one")
     assert [s.state for s in store.status()] == ["done"] * 4
 
@@ -174,6 +277,17 @@ def test_a_directory_of_other_things_is_left_alone(tmp_path):
         Store(tmp_path).write_plan(rows(1))
 
 
+def test_a_torn_claim_is_named(store):
+    run_id = next(iter(store.runs))
+    claim = store.claim(run_id)
+    (path,) = claim.directory.glob("claim-*.json")
+    for torn, said in (('{"schema": 1, "own', "not a whole JSON file"), ('{"schema": 1}', "not a claim")):
+        path.write_text(torn)
+        for look in (store.status, lambda: store.claim(run_id)):
+            with pytest.raises(ValueError, match=rf"claim-0001\.json: {said}"):
+                look()
+
+
 @pytest.mark.parametrize("run_id", ["../../etc", "a/b", ".hidden", ""])
 def test_ids_can_not_leave_the_directory(tmp_path, run_id):
     plan = rows(1)
@@ -181,6 +295,10 @@ def test_ids_can_not_leave_the_directory(tmp_path, run_id):
     (tmp_path / records.PLAN).write_text(json.dumps(plan))
     with pytest.raises(ValueError, match="run_id"):
         _ = Store(tmp_path).runs
+    with pytest.raises(ValueError, match="run_id"):
+        Store(tmp_path / "new").write_plan(plan)
+    with pytest.raises(ValueError, match="key"), Store(tmp_path).compile_lock(run_id):
+        pass
 
 
 def test_an_edited_plan_is_not_trained(store):
