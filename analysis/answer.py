@@ -89,8 +89,7 @@ def analyse(path: str | Path) -> Answer:
     judged_by = seeds if isinstance(seeds, Noise) else noise.scatter(found)
     compared = compare.differences(frame, found, judged_by if isinstance(judged_by, Noise) else seeds)
     verdicts = tuple(compare.verdict(arm, baseline, compared) for arm in arms if arm != baseline)
-    delta = _huber_delta(frame, judged_by)
-    law = attempt(lambda: _shared_law(frame, delta=delta))
+    law = attempt(lambda: _shared_law(frame, delta=_huber_delta(frame)))
     draws = attempt(lambda: _draws(law, frame))
     budgets = sorted(frame["budget"].unique())
     compute = np.unique(np.concatenate([np.geomspace(budgets[0], budgets[-1], 41), budgets]))
@@ -122,16 +121,13 @@ def analyse(path: str | Path) -> Answer:
     )
 
 
-def _huber_delta(frame: pd.DataFrame, judged_by: Noise | Refused) -> float:
-    """Huber's constant, 1.345 standard deviations, of the log loss's noise; the literature's 1e-3 where that is larger.
+def _huber_delta(frame: pd.DataFrame) -> float:
+    """Huber's constant, 1.345 standard deviations of the least-squares residuals; the literature's 1e-3 if larger.
 
-    Far below the noise a Huber loss is least absolute deviations: it passes through as many points as it has parameters,
-    and a few tens of noisy runs do not determine it.
+    Far below the scatter a Huber loss is least absolute deviations: it passes through as many points as it has
+    parameters, and a few tens of runs that scatter by a per cent or two do not determine it.
     """
-    if isinstance(judged_by, Refused):
-        return DELTA
-    relative = judged_by.sd / float(finished(frame)["loss"].mean())
-    return max(DELTA, float(f"{1.345 * relative:.2g}"))
+    return max(DELTA, float(f"{1.345 * _shared_law(frame, delta=LEAST_SQUARES).rms:.2g}"))
 
 
 def _shared_law(frame: pd.DataFrame, *, delta: float, weights: Any = None) -> Fit:

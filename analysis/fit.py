@@ -31,8 +31,8 @@ STARTS = 64
 STEP_TOLERANCE = 1e-7  # of the Newton step, in logarithms of parameters
 MAX_CONDITION = 1e10
 # Iterations at each delta above the last, and at the last. Resamples start near their optimum and need fewer.
-_ANNEALING_STEPS, _FINAL_STEPS = 12, 80
-_WARM_ANNEALING_STEPS, _WARM_FINAL_STEPS = 4, 28
+_ANNEALING_STEPS, _FINAL_STEPS = 12, 400
+_WARM_ANNEALING_STEPS, _WARM_FINAL_STEPS = 4, 120
 
 
 @contextmanager

@@ -16,14 +16,15 @@ from lab.spec import Run
 
 # Floating-point rates that this trainer reaches in `dense` FLOPs, by kind, for one CPU core or one accelerator, as
 # (FLOP/s at small widths, FLOP/s at large ones, width of half the rate, seconds a step costs besides). CPU: measured on
-# a shared 2-core x86-64 virtual machine with AVX-512 (`tests/benchmarks/rates.py`); gpu and tpu: not measured, a guess.
+# a shared 2-core x86-64 virtual machine with AVX-512, widths 8 to 48 (`tests/benchmarks/rates.py runs/quickstart`: within
+# 10% of the median step at every width); gpu and tpu: not measured, a guess.
 RATES = {
-    "cpu": (4e9, 45e9, 48, 0.4e-3),
+    "cpu": (2e9, 60e9, 32, 0.3e-3),
     "gpu": (1e11, 1e14, 512, 1e-3),
     "tpu": (1e11, 8e13, 512, 1e-3),
 }
 STARTUP_SECONDS = {"cpu": 1.0, "gpu": 2.0, "tpu": 2.0}
-COMPILE_SECONDS = {"cpu": 5.0, "gpu": 15.0, "tpu": 15.0}
+COMPILE_SECONDS = {"cpu": 6.0, "gpu": 15.0, "tpu": 15.0}
 DISPATCH_SECONDS = 0.25  # of training in one call of the compiled program: long against the call, short against a save
 MAX_STEPS_PER_DISPATCH = 64
 

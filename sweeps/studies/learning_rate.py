@@ -1,8 +1,8 @@
 """Which learning rate is best at each size? Fits the default rule of sweeps/ladder.py.
 
-    command    lab run learning_rate && python -m sweeps.tune runs/learning_rate docs/learning-rate.csv
-    cost       1.1e13 FLOPs in 72 runs; about 6 minutes on 2 CPU cores
-    expected   docs/learning-rate.md: the measured losses, the optimum of each size and the fitted power law
+command    lab run learning_rate && python -m sweeps.tune runs/learning_rate docs/learning-rate.csv
+cost       1.1e13 FLOPs in 72 runs; about 6 minutes on 2 CPU cores
+expected   docs/learning-rate.md: the measured losses, the optimum of each size and the fitted power law
 """
 
 from sweeps.ladder import ladder
