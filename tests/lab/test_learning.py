@@ -70,7 +70,9 @@ def test_learns_what_is_there_and_nothing_else(structure):
         copied = losses(run, list(random_text(run, 600, 8, copied=True)), rate=4e-3)
         assert copied[-20:].mean() < 0.25 * math.log(8)
     stayed = losses(run, list(random_text(run, 150, 4)), rate=4e-3)
-    assert math.log(4) - 0.01 < stayed[-30:].mean() < 2.0
+    # A tenth of the masked tokens stays in sight (BERT's recipe), and then they are known.
+    least = 0.9 * math.log(4) if structure.encoder_only else math.log(4)
+    assert least - 0.01 < stayed[-30:].mean() < 2.0
 
 
 def test_a_leak_would_be_seen():

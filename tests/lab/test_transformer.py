@@ -113,6 +113,8 @@ def test_no_prediction_sees_what_it_predicts_or_later(structure, loss):
     """All tokens differ and the head is untied, so a row of the gradient belongs to one position of the text."""
     if loss == "all" and structure.inputs != "causal":
         pytest.skip("a bidirectional input can not be scored")
+    if loss == "all" and structure.cross == "tied":
+        pytest.skip("scored inputs are the same whatever the targets' cross-attention")
     S, T = 6, 5
     run = make_run(structure, objective=Objective(S=S, T=T, loss=loss), options=Options(tied_embeddings=False), batch=1)
     p = program(run, UNROLLED)
