@@ -201,6 +201,12 @@ def _check_comparable(study: Study) -> None:
                     f"study {study.name}: {what} of arm {name} is {ours!r} but {theirs!r} in the baseline {study.baseline}: "
                     "their losses are not comparable; make them equal, or two studies"
                 )
+    wanted, (_, held_out) = base.evaluation.examples, count_windows(base.data, base.objective.length)
+    if held_out < wanted:
+        raise ValueError(
+            f"evaluation.examples = {wanted}: the held-out share ({base.data.held_out:g}) of this text has {held_out} windows "
+            f"of {base.objective.length} tokens; lower it, raise data.held_out, or use more text"
+        )
 
 
 def _check_epochs(study: Study, rows: list[PlannedRun]) -> list[str]:

@@ -35,7 +35,7 @@ def test_the_api_in_ten_lines(tmp_path):
     (tmp_path / "novels").mkdir()
     for i in range(40):
         chapter = " ".join(
-            f"Chapter {i}, sentence {j}: the ship sailed on, and {i * j} gulls followed it." for j in range(80)
+            f"Chapter {i}, sentence {j}: the ship sailed on, and {i * j} gulls followed it." for j in range(500)
         )
         (tmp_path / "novels" / f"{i}.txt").write_text(chapter)
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=500)

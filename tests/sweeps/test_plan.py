@@ -119,6 +119,12 @@ def test_arms_that_can_not_be_compared_are_refused(mine):
             sweeps.plan(replace(mine, arms={**mine.arms, "prefix_lm": replace(other, **change)}))
 
 
+def test_too_little_held_out_text_is_refused_before_anything_is_trained(mine):
+    arms = {name: replace(a, evaluation=Evaluation(examples=10**6)) for name, a in mine.arms.items()}
+    with pytest.raises(ValueError, match=r"evaluation\.examples = 1000000: .* windows of 16 tokens"):
+        sweeps.plan(replace(mine, arms=arms))
+
+
 def test_more_than_four_epochs_are_refused_unless_allowed(mine):
     study = replace(mine, budgets=(4e13,))
     with pytest.raises(ValueError, match="allow_repeat"):
