@@ -1,7 +1,10 @@
 """Small runs that tests are made of."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Options, Run, Shape
 from lab.structure import ALL_TWO_STREAM, STRUCTURES, Structure
@@ -36,3 +39,9 @@ EVERY_STRUCTURE = (*ALL_TWO_STREAM, STRUCTURES["encoder_only"])
 
 def name_of(value: Any) -> str:
     return value.name if isinstance(value, Structure) else str(value)
+
+
+def named_first(structures: Iterable[Structure]) -> list[Any]:
+    """Test parameters: the named structures always, the combinations between them in the slow suite."""
+    named = set(STRUCTURES.values())
+    return [s if s in named else pytest.param(s, marks=pytest.mark.slow) for s in structures]
