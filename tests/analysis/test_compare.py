@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic import ALPHA, BETA, Arm, E, true_best, true_loss
 
 from analysis import compare, noise
 from analysis.compare import Difference, holm
@@ -14,6 +13,7 @@ from analysis.isoflop import Minimum, minima
 from analysis.noise import Noise
 from analysis.refusal import Refused
 from analysis.resample import parametric_bootstrap
+from synthetic import ALPHA, BETA, Arm, E, true_best, true_loss
 
 BUDGETS = (4e10, 1.6e11, 6.4e11)
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import synthetic
 
+import synthetic
 from analysis.frame import load
 from lab import records
 

@@ -7,9 +7,9 @@ import sys
 
 import pandas as pd
 import pytest
-import synthetic
 
 import analysis
+import synthetic
 from analysis.answer import analyse
 from analysis.fit import Fit
 from analysis.refusal import Refused

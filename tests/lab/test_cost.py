@@ -4,11 +4,11 @@ import functools
 import math
 from dataclasses import replace
 
-import flop_counter
 import jax
 import numpy as np
 import pytest
 
+import flop_counter
 import lab.layers
 import lab.transformer
 from lab import cost

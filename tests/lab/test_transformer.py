@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_models as reference
 
+import reference_models as reference
 from lab.data.tokenizers import TOKENIZERS
 from lab.hardware import Execution
 from lab.objectives import build

@@ -7,10 +7,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import flop_counter
 import jax
 import pytest
 
+import flop_counter
 import sweeps
 from lab import cost
 from lab.data import describe
