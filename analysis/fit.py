@@ -1,51 +1,35 @@
 """Fits of scaling laws: Huber loss of log-residuals, many starts, one batched float64 program.
 
 The objective is that of Hoffmann et al. 2022 and Besiroglu et al. 2024 (arXiv:2404.10102): the SUM over runs of
-huber(log predicted - log observed), delta 1e-3, which is nearly the sum of absolute deviations. It is minimised by a
-damped Newton method with exact derivatives from all starts at once, while delta falls from 0.1 to its value. A fit has
-converged when the whole Newton step is small, a test that no scale of the objective changes (stopping on the objective
-itself is what gave Hoffmann's published parameters). Least squares on the logarithm is `delta=LEAST_SQUARES`.
+huber(log predicted - log observed), delta 1e-3, which is nearly the sum of absolute deviations. Least squares on the
+logarithm is `delta=LEAST_SQUARES`; `quantile=0.9` weights a loss above the curve nine times one below it. newton.py
+minimises it. A fit has converged when the whole Newton step is small, a test that no scale of the objective changes
+(stopping on the objective itself is what gave Hoffmann's published parameters).
 
 Resamples are weights, so that every program has the shape of the data: one compilation serves the point fit, all
 resamples, the sweep over delta and the fits that leave rows out.
 
-Letters: n rows, k free parameters, b batch (starts, or starts of every resample).
+Letters: n rows, k free parameters, m members of a batch (starts, or resamples).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from analysis.laws import LAWS, Law, Parameter, Values
+from analysis import newton
+from analysis.laws import LAWS, Law, by_arm
+from analysis.newton import Problem, Solved, float64_on_cpu
+from analysis.problem import Data, build, codes, free_names, natural_params, nearest, prepare, random_starts
 from analysis.refusal import Refusal
 
 DELTA = 1e-3
 LEAST_SQUARES = 1e3  # no log-residual is as large, so that every one is squared
 STARTS = 64
-STEP_TOLERANCE = 1e-7  # of the Newton step, in logarithms of parameters
 MAX_CONDITION = 1e10
-# Iterations at each delta above the last, and at the last. Resamples start near their optimum and need fewer.
-_ANNEALING_STEPS, _FINAL_STEPS = 12, 400
-_WARM_ANNEALING_STEPS, _WARM_FINAL_STEPS = 4, 120
-
-
-@contextmanager
-def float64_on_cpu() -> Iterator[None]:
-    """float64 for what runs inside, on the CPU; the caller's precision and device are as before afterwards."""
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
-        raise ValueError(
-            "JAX_PLATFORMS leaves out the CPU, where fits run in float64; add 'cpu' to its list"
-        ) from error
-    with jax.enable_x64(True), jax.default_device(cpu), jax.numpy_rank_promotion("allow"):
-        yield
+FLAT = 1e-8  # an eigenvalue of the scaled Hessian, as a share of the largest, below which its direction is free
+_MOVED = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +38,9 @@ class Fit:
 
     `gradient_norm` is of the summed objective by the internal parameters (logarithms, centred columns), `agree` the
     share of starts that end within 0.1% of the lowest objective, `condition` that of the Hessian scaled to a unit
-    diagonal, `rms` the weighted root mean square of log-residuals. `status` is 'converged' or says what is wrong.
+    diagonal, `flat_directions` the parameters that can move together without changing the fit, `rms` the weighted root
+    mean square of log-residuals. `status` is 'converged' or says what is wrong. `fixed` and `tied` are as they were
+    asked for.
     """
 
     law: Law
@@ -64,47 +50,46 @@ class Fit:
     gradient_norm: float
     agree: float
     condition: float
+    flat_directions: tuple[str, ...]
     status: str
     rms: float
     rows: int
     delta: float
-    data: "Data" = field(repr=False)
+    fixed: Mapping[str, float]
+    tied: Mapping[str, str]
+    data: Data = field(repr=False)
+    problem: Problem = field(repr=False)
     theta_k: np.ndarray = field(repr=False)
+    hessian_kk: np.ndarray = field(repr=False)
 
     @property
     def converged(self) -> bool:
         return self.status == "converged"
 
     @property
+    def quantile(self) -> float:
+        return self.problem.tau
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The names of the k free parameters, A[arm] where there is one for each arm."""
+        return free_names(self.problem, self.arms)
+
+    @property
     def flat(self) -> dict[str, float]:
         """Every parameter as one number, named A[arm] where there is one for each arm."""
-        return flatten(self.params, self.arms)
+        return flatten(self.law, self.params, self.arms)
 
     def predict(self, **columns: Any) -> np.ndarray:
         """Loss at the given columns, by the law's names; `arm` takes arms' names."""
-        columns_n = {name: np.asarray(value, float) for name, value in columns.items() if name != "arm"}
-        if self.law.by_arm:
-            columns_n["arm"] = codes(columns["arm"], self.arms)
-        with float64_on_cpu():
-            return np.asarray(self.law.predict(self.params, columns_n))
+        return predict(self.law, self.params, self.arms, columns)
 
     def residuals(self) -> np.ndarray:
         """log(observed) - log(fitted) of every row."""
-        with float64_on_cpu():
-            fitted = self.law.predict(self.params, self.data.raw)
-        return self.data.log_loss_n - np.log(np.asarray(fitted))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Columns of n rows that passed every check: `raw` as given, `centred` divided by their geometric means."""
-
-    raw: Mapping[str, np.ndarray]
-    centred: Mapping[str, np.ndarray]
-    centre: Mapping[str, float]
-    log_loss_n: np.ndarray
-    weights_n: np.ndarray
-    arms: tuple[str, ...]
+        columns = dict(self.data.raw)
+        if self.law.by_arm:
+            columns["arm"] = np.asarray(self.arms)[self.data.arm_n]
+        return self.data.log_loss_n - np.log(self.predict(**columns))
 
 
 def fit_law(
@@ -113,315 +98,182 @@ def fit_law(
     *,
     columns: Mapping[str, str] | None = None,
     loss: str = "loss",
+    arm: str = "arm",
     weights: Any = None,
     delta: float = DELTA,
+    quantile: float = 0.5,
+    fixed: Mapping[str, float] | None = None,
+    tied: Mapping[str, str] | None = None,
+    per_arm: Sequence[str] = (),
     starts: int = STARTS,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Fits `law` (a Law or its name in LAWS) to a frame or a mapping of columns.
 
-    `columns` maps the law's names to the table's where they differ, such as {"N": "parameters_body"}; laws by arm
-    read the column `arm`. Raises ValueError for columns that are not there, not finite or not positive, and Refusal
-    where there are too few rows or distinct values for the law.
+    `columns` maps the law's names to the table's where they differ, such as {"N": "parameters_body"}. `fixed` holds
+    parameters at natural values ({"alpha": 0.35}, or {"rho_N[base]": 1.0} of one arm), `tied` makes one equal to another
+    ({"beta": "alpha"}), `per_arm` gives every value of the column `arm` its own value of the named parameters. Raises
+    ValueError for columns that are not there, not finite or not positive, and Refusal where there are too few rows or
+    distinct values for the law.
     """
-    law = named(law)
+    law = by_arm(named(law), *per_arm) if per_arm else named(law)
+    fixed, tied = dict(fixed or {}), dict(tied or {})
     if not 0 < delta <= LEAST_SQUARES:
         raise ValueError(f"delta = {delta!r}: use a number in (0, {LEAST_SQUARES:g}]; 1e-3 is usual")
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile = {quantile!r}: use a number between 0 and 1; 0.5 fits the median")
     if starts < 2:
         raise ValueError(f"starts = {starts!r}: use at least 2, so that starts can disagree")
-    data = prepare(law, table, columns=columns, loss=loss, weights=weights)
-    theta0_bk = random_starts(law, len(data.arms), starts, seed)
-    solved = solve(law, data, theta0_bk, data.weights_n[None], data.log_loss_n[None], delta=delta)
-    best = int(np.argmin(solved.objective_b))
-    theta_k = solved.theta_bk[best]
-    lowest = solved.objective_b[best]
+    data = prepare(law, table, columns=columns, loss=loss, weights=weights, arm=arm)
+    problem = build(law, data, fixed, tied, quantile)
+    if not problem.k:
+        raise ValueError(f"{law.name}: every parameter is fixed, so there is nothing to fit; free at least one")
+    used = int((data.weights_n > 0).sum())
+    if used <= problem.k:
+        raise Refusal(
+            f"{law.name} has {problem.k} parameters and {used} runs: fit at least {problem.k + 1} finished runs"
+        )
+    theta0_mk = random_starts(problem, data, starts, seed)
+    solved = newton.solve(
+        problem,
+        theta0_mk,
+        data.weights_n[None],
+        data.log_loss_n[None],
+        deltas=newton.deltas_down_to(delta),
+        progress=progress,
+    )
+    best = int(np.argmin(np.where(np.isfinite(solved.objective_m), solved.objective_m, np.inf)))
+    theta_k, lowest = solved.theta_mk[best], solved.objective_m[best]
     # Below the floor all objectives are rounding: data without noise.
     floor = 1e-20 * data.weights_n.sum()
-    agree = float(np.mean(solved.objective_b <= lowest * 1.001 + floor))
-    moved = float(np.abs(theta_k - theta0_bk[best]).max())
-    condition = _condition(solved.hessian_bkk[best])
-    params = natural_params(law, theta_k[None], data.centre, len(data.arms))
+    agree = float(np.mean(solved.objective_m <= lowest * 1.001 + floor))
+    moved = float(np.abs(theta_k - theta0_mk[best]).max())
+    condition, flat_directions = _conditioning(solved.hessian_mkk[best], free_names(problem, data.arms))
+    params = natural_params(problem, data, theta_k[None])
     fit = Fit(
         law=law,
         params={name: value[0] if value.ndim == 2 else float(value[0]) for name, value in params.items()},
         arms=data.arms,
         objective=float(lowest),
-        gradient_norm=float(solved.gradient_b[best]),
+        gradient_norm=float(solved.gradient_m[best]),
         agree=agree,
         condition=condition,
-        status=_status(
-            law, data.arms, theta_k, solved, best, condition=condition, moved=moved, agree=agree, starts=starts
-        ),
+        flat_directions=flat_directions,
+        status=_status(problem, data, theta_k, solved, best, condition=condition, moved=moved, agree=agree),
         rms=0.0,
-        rows=int((data.weights_n > 0).sum()),
+        rows=used,
         delta=delta,
+        fixed=fixed,
+        tied=tied,
         data=data,
+        problem=problem,
         theta_k=theta_k,
+        hessian_kk=solved.hessian_mkk[best],
     )
-    rms = float(np.sqrt(np.average(fit.residuals() ** 2, weights=data.weights_n)))
-    return Fit(**{**fit.__dict__, "rms": rms})
+    return replace(fit, rms=float(np.sqrt(np.average(fit.residuals() ** 2, weights=data.weights_n))))
+
+
+def refit(
+    fit: Fit,
+    weights_mn: np.ndarray,
+    log_loss_mn: np.ndarray | None = None,
+    *,
+    theta0_mk: np.ndarray | None = None,
+    delta: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Solved, dict[str, np.ndarray]]:
+    """The law fitted again from the point fit (or `theta0_mk`) with each row of weights and of losses (one row, or one for
+    each member): what the solver says of every member, and its natural parameters, of shape (m,) or (m, arms)."""
+    losses = fit.data.log_loss_n[None] if log_loss_mn is None else log_loss_mn
+    members = max(len(weights_mn), len(losses), 0 if theta0_mk is None else len(theta0_mk))
+    start = np.broadcast_to(fit.theta_k, (members, len(fit.theta_k))) if theta0_mk is None else theta0_mk
+    solved = newton.solve(
+        fit.problem,
+        start,
+        weights_mn,
+        losses,
+        deltas=newton.deltas_down_to(fit.delta if delta is None else delta),
+        progress=progress,
+    )
+    return solved, natural_params(fit.problem, fit.data, solved.theta_mk)
 
 
 def named(law: Law | str) -> Law:
     if isinstance(law, Law):
         return law
     if law not in LAWS:
-        raise ValueError(f"law = {law!r}: use one of {', '.join(LAWS)}, or pass a Law")
+        raise ValueError(f"law = {law!r}: {nearest(law, LAWS)}use one of {', '.join(LAWS)}, or pass a Law")
     return LAWS[law]
 
 
-def codes(arm: Any, arms: Sequence[str]) -> np.ndarray:
-    """Arms' names as indices into `arms`."""
-    known = {name: index for index, name in enumerate(arms)}
-    unknown = sorted({str(name) for name in np.atleast_1d(arm)} - set(known))
-    if unknown:
-        raise ValueError(f"arm = {unknown[0]!r}: the fit has {', '.join(arms)}")
-    return np.asarray([known[str(name)] for name in np.atleast_1d(arm)]).reshape(np.shape(arm))
-
-
-def flatten(params: Mapping[str, Any], arms: Sequence[str]) -> dict[str, float]:
-    flat = {}
-    for name, value in params.items():
-        if np.ndim(value):
-            flat |= {f"{name}[{arm}]": float(value[index]) for index, arm in enumerate(arms)}
-        else:
-            flat[name] = value
-    return flat
-
-
-def prepare(law: Law, table: Any, *, columns: Mapping[str, str] | None, loss: str, weights: Any) -> Data:
-    """The law's columns of `table`, checked, with zero-weight rows kept."""
-    columns = columns or {}
-    raw = {name: _column(table, columns.get(name, name)) for name in law.columns}
-    loss_n = _column(table, loss)
-    weights_n = np.ones(len(loss_n)) if weights is None else np.asarray(weights, float)
-    if weights_n.shape != loss_n.shape or not np.all(np.isfinite(weights_n)) or np.any(weights_n < 0):
-        raise ValueError(f"weights of shape {weights_n.shape}: give {len(loss_n)} finite numbers that are not negative")
-    used = weights_n > 0
-    arms: tuple[str, ...] = ()
-    if law.by_arm:
-        names = [str(name) for name in table["arm"]]
-        arms = tuple(dict.fromkeys(names))
-        raw["arm"] = codes(names, arms)
-        lost = [arm for index, arm in enumerate(arms) if not np.any(used & (raw["arm"] == index))]
-        if lost:
-            raise Refusal(f"arm {lost[0]!r} has no row with weight, so its parameters are not determined")
-    for name, least in law.distinct:
-        # Sizes that differ by rounding are one size.
-        found = len(np.unique(np.round(np.log(raw[name][used]), 6)))
-        if found < least:
-            raise Refusal(f"{law.name} needs {least} distinct values of {name} and has {found}: add sizes or budgets")
-    free = sum(len(arms) if parameter.per_arm else 1 for parameter in law.parameters)
-    if used.sum() <= free:
-        raise Refusal(f"{law.name} has {free} parameters and {used.sum()} runs: fit at least {free + 1} finished runs")
-    centre = {name: 1.0 for name in law.columns}
-    if law.natural is not None:
-        centre = {name: float(np.exp(np.log(raw[name][used]).mean())) for name in law.columns}
-    centred = {name: value / centre[name] if name in centre else value for name, value in raw.items()}
-    return Data(raw=raw, centred=centred, centre=centre, log_loss_n=np.log(loss_n), weights_n=weights_n, arms=arms)
-
-
-def _column(table: Any, name: str) -> np.ndarray:
-    if name not in table:
-        raise ValueError(f"column {name!r} is not in the table: it has {', '.join(map(str, table))}; see columns=")
-    values = np.asarray(table[name], float)
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-    if bad.size:
-        raise ValueError(
-            f"{name}[{bad[0]}] = {values[bad[0]]}: laws are fitted to positive finite numbers; drop the "
-            f"{bad.size} such rows (a diverged run has no loss)"
-        )
-    return values
-
-
-# --- parameters as one vector
-# ------------------------------------------------------------------------------------------
-
-
-def _expanded(law: Law, arms: int) -> list[Parameter]:
-    return [p for p in law.parameters for _ in range(arms if p.per_arm else 1)]
-
-
-def _box(law: Law, arms: int) -> tuple[np.ndarray, np.ndarray]:
-    low, high = zip(*(np.log(p.bounds) if p.positive else p.bounds for p in _expanded(law, arms)), strict=True)
-    return np.asarray(low, float), np.asarray(high, float)
-
-
-def random_starts(law: Law, arms: int, starts: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    columns = []
-    for p in _expanded(law, arms):
-        low, high = np.log(p.start) if p.positive else p.start
-        columns.append(rng.uniform(low, high, starts))
-    return np.stack(columns, axis=1)
-
-
-def _named_params(law: Law, arms: int, theta_k: Any) -> dict[str, Any]:
-    params, at = {}, 0
+def predict(law: Law, params: Mapping[str, Any], arms: Sequence[str], columns: Mapping[str, Any]) -> np.ndarray:
+    """Loss at `columns`, which broadcast together. Parameters have no axis, or lead with one for draws: the result then
+    is (draws, *shape). Those with one for each arm have that axis last, and `columns["arm"]` names the arms."""
+    missing = [name for name in (*law.columns, *(("arm",) if law.by_arm else ())) if name not in columns]
+    if missing:
+        raise ValueError(f"column {missing[0]!r} is missing: {law.name} predicts from {', '.join(law.columns)}")
+    x = {name: np.asarray(columns[name], float) for name in law.columns}
+    shape = np.broadcast_shapes(*(value.shape for value in x.values()), np.shape(columns.get("arm", 0)))
+    values = {}
     for p in law.parameters:
-        size = arms if p.per_arm else 1
-        value = theta_k[..., at : at + size] if p.per_arm else theta_k[..., at]
-        params[p.name] = jnp.exp(value) if p.positive else value
-        at += size
-    return params
-
-
-def natural_params(law: Law, theta_bk: np.ndarray, centre: Values, arms: int) -> dict[str, np.ndarray]:
-    """Parameters in the columns' own units: shape (b,), or (b, arms)."""
+        value = np.asarray(params[p.name], float)
+        if p.per_arm:
+            value = value[..., np.broadcast_to(codes(columns["arm"], arms), shape)]
+        else:
+            value = value.reshape(value.shape + (1,) * len(shape))
+        values[p.name] = value
     with float64_on_cpu():
-        one = partial(_named_params, law, arms)
-        natural = law.natural or (lambda params, _: params)
-        params = jax.vmap(lambda theta_k: natural(one(theta_k), centre))(jnp.asarray(theta_bk))
-        return {name: np.asarray(value) for name, value in params.items()}
+        return np.asarray(law.predict(values, x))
 
 
-# --- the program
-# -------------------------------------------------------------------------------------------------------
+def flatten(law: Law, params: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
+    """One entry for each number (or array of draws): those with one for each arm are split as A[arm]."""
+    flat: dict[str, Any] = {}
+    for p in law.parameters:
+        value = params[p.name]
+        if p.per_arm:
+            flat |= {f"{p.name}[{arm}]": value[..., index] for index, arm in enumerate(arms)}
+        else:
+            flat[p.name] = value
+    return {name: float(value) if np.ndim(value) == 0 else value for name, value in flat.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solved:
-    """Where each member of the batch ended. `step_b` is its last whole Newton step, infinite where there is none;
-    `hessian_bkk` is that of the objective divided by delta."""
-
-    theta_bk: np.ndarray
-    objective_b: np.ndarray
-    gradient_b: np.ndarray
-    step_b: np.ndarray
-    hessian_bkk: np.ndarray
+# --- whether to trust it ---------------------------------------------------------------------------------------------
 
 
-def solve(
-    law: Law,
-    data: Data,
-    theta0_bk: np.ndarray,
-    weights_bn: np.ndarray,
-    log_loss_bn: np.ndarray,
-    *,
-    delta: float,
-    warm: bool = False,
-) -> Solved:
-    """Minimises from every start; `weights_bn` and `log_loss_bn` have one row, or one for each start. `warm` says that
-    starts lie near their optimum."""
-    annealing, final = (_WARM_ANNEALING_STEPS, _WARM_FINAL_STEPS) if warm else (_ANNEALING_STEPS, _FINAL_STEPS)
-    annealed = np.geomspace(max(0.1, delta), delta, 4)[:-1]
-    deltas = np.concatenate([np.repeat(annealed, annealing), np.full(final, delta)])
-    low, high = _box(law, len(data.arms))
-    columns = {name: np.asarray(value) for name, value in data.centred.items()}
-    batch = len(theta0_bk)
-    with float64_on_cpu():
-        out = _minimise(
-            law,
-            len(data.arms),
-            jnp.asarray(theta0_bk),
-            columns,
-            jnp.asarray(np.broadcast_to(weights_bn, (batch, weights_bn.shape[1]))),
-            jnp.asarray(np.broadcast_to(log_loss_bn, (batch, log_loss_bn.shape[1]))),
-            jnp.asarray(deltas),
-            jnp.asarray(low),
-            jnp.asarray(high),
-        )
-        theta, objective, gradient, step, hessian = (np.asarray(value) for value in out)
-    return Solved(theta_bk=theta, objective_b=objective, gradient_b=gradient, step_b=step, hessian_bkk=hessian)
-
-
-def _newton_step(gradient_k, hessian_kk):
-    """hessian^-1 gradient by elimination, NaN where the Hessian is not positive definite.
-
-    Not jnp.linalg: as whole-batch arithmetic it is faster for matrices this small, and a program that scans over
-    batched LAPACK calls was seen to hang for good on a busy machine with two cores (jaxlib 0.10.2).
-    """
-
-    def eliminate(i, system):
-        rows, positive = system
-        pivot = rows[i, i]
-        row = rows[i] / pivot
-        cleared = rows - rows[:, i][:, None] * row[None, :]
-        return cleared.at[i].set(row), positive & (pivot > 0)
-
-    augmented = jnp.concatenate([hessian_kk, gradient_k[:, None]], axis=1)
-    rows, positive = jax.lax.fori_loop(0, len(gradient_k), eliminate, (augmented, jnp.asarray(True)))
-    return jnp.where(positive, rows[:, -1], jnp.nan)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _minimise(law, arms, theta0_bk, columns, weights_bn, log_loss_bn, deltas, low, high):
-    def objective(theta_k, weights_n, log_loss_n, delta):
-        predicted = law.predict(_named_params(law, arms, theta_k), columns)
-        # A user's law may go negative on the way; the floor keeps the logarithm finite and far from any optimum.
-        residual = jnp.log(jnp.maximum(predicted, 1e-30)) - log_loss_n
-        size = jnp.abs(residual)
-        near = jnp.minimum(size, delta)
-        # Divided by delta, least absolute deviations and least squares have derivatives of like size.
-        return jnp.sum(weights_n * near * (size - near / 2)) / delta
-
-    def derivatives(theta_k, weights_n, log_loss_n, delta):
-        """Value, gradient and Hessian; parameters on a bound that the gradient holds there take no part in a step."""
-        rest = (weights_n, log_loss_n, delta)
-        value, gradient = jax.value_and_grad(objective)(theta_k, *rest)
-        hessian = jax.jacfwd(jax.grad(objective))(theta_k, *rest)
-        held = ((theta_k <= low) & (gradient > 0)) | ((theta_k >= high) & (gradient < 0))
-        keep = (~held).astype(theta_k.dtype)
-        return value, gradient * keep, hessian * keep[:, None] * keep[None, :] + jnp.diag(1 - keep)
-
-    def iterate(carry, delta, weights_n, log_loss_n):
-        (theta_k, damping), _ = carry
-        value, gradient, hessian = derivatives(theta_k, weights_n, log_loss_n, delta)
-        scale = jnp.maximum(jnp.abs(jnp.diag(hessian)), 1e-12 * (1e-30 + jnp.abs(jnp.diag(hessian)).max()))
-        step = _newton_step(gradient, hessian + damping * jnp.diag(scale))
-        step = step * jnp.minimum(1.0, 2.0 / jnp.maximum(jnp.abs(step).max(), 1e-300))
-        trial = jnp.clip(theta_k - step, low, high)
-        better = objective(trial, weights_n, log_loss_n, delta) <= value  # false for NaN
-        damping = jnp.clip(jnp.where(better, damping / 6, damping * 5), 1e-14, 1e12)
-        # What was computed at the place that is left goes along, so that the last one need not be compiled again.
-        return (jnp.where(better, trial, theta_k), damping), (theta_k, value, gradient, hessian)
-
-    def one(theta0_k, weights_n, log_loss_n):
-        theta0_k = jnp.clip(theta0_k, low, high)
-        nothing = (theta0_k, jnp.zeros(()), jnp.zeros_like(theta0_k), jnp.zeros(theta0_k.shape * 2))
-        carry = ((theta0_k, jnp.ones(())), nothing)
-        carry, _ = jax.lax.scan(lambda c, d: (iterate(c, d, weights_n, log_loss_n), None), carry, deltas)
-        (_, (theta_k, value, gradient, hessian)), delta = carry, deltas[-1]
-        step = jnp.abs(_newton_step(gradient, hessian)).max()
-        step = jnp.where(jnp.isfinite(step), step, jnp.inf)
-        # Reported in the units of the published objective, which is not divided by delta.
-        return theta_k, value * delta, jnp.linalg.norm(gradient) * delta, step, hessian
-
-    return jax.vmap(one)(theta0_bk, weights_bn, log_loss_bn)
-
-
-def _condition(hessian_kk: np.ndarray) -> float:
+def _conditioning(hessian_kk: np.ndarray, names: Sequence[str]) -> tuple[float, tuple[str, ...]]:
+    """Condition number of the Hessian scaled to a unit diagonal, and what its flat directions are made of."""
     scale = np.sqrt(np.maximum(np.diag(hessian_kk), 1e-300))
     scaled = hessian_kk / np.outer(scale, scale)
     if not np.isfinite(scaled).all():
-        return np.inf
-    eigenvalues = np.linalg.eigvalsh(scaled)
-    return float(eigenvalues[-1] / eigenvalues[0]) if eigenvalues[0] > 0 else np.inf
+        return np.inf, ()
+    values, vectors = np.linalg.eigh(scaled)
+    flat = []
+    for value, vector in zip(values, vectors.T, strict=True):
+        if value < FLAT * values[-1]:
+            part = [
+                name for name, share in zip(names, np.abs(vector), strict=True) if share > 0.3 * np.abs(vector).max()
+            ]
+            flat.append(" with ".join(part))
+    return float(values[-1] / values[0]) if values[0] > 0 else np.inf, tuple(flat)
 
 
 def _status(
-    law: Law,
-    arms: tuple[str, ...],
-    theta_k: np.ndarray,
-    solved: Solved,
-    best: int,
-    *,
-    condition: float,
-    moved: float,
+    problem: Problem, data: Data, theta_k: np.ndarray, solved: Solved, best: int, *, condition: float, moved: float,
     agree: float,
-    starts: int,
-) -> str:
-    low, high = _box(law, len(arms))
-    names = [name for p in law.parameters for name in ([f"{p.name}[{a}]" for a in arms] if p.per_arm else [p.name])]
-    on_bound = [name for name, at, lo, hi in zip(names, theta_k, low, high, strict=True) if at <= lo or at >= hi]
-    if not np.isfinite(solved.objective_b[best]):
+) -> str:  # fmt: skip
+    names, starts = free_names(problem, data.arms), len(solved.objective_m)
+    edges = zip(names, theta_k, problem.low_k, problem.high_k, strict=True)
+    on_bound = [name for name, at, low, high in edges if at <= low or at >= high]
+    if not np.isfinite(solved.objective_m[best]):
         return "no finite objective: the law is not defined on these columns"
-    if moved < 1e-6:
+    if moved < _MOVED:
         return "did not move from its start"
     if on_bound:
         return f"{', '.join(on_bound)} on a bound: the data do not determine it"
-    if not solved.step_b[best] < STEP_TOLERANCE:
-        return f"not converged: the last Newton step is {solved.step_b[best]:.1e}"
+    if not solved.converged_m[best]:
+        return f"not converged: the last Newton step is {solved.step_m[best]:.1e}"
     if not condition < MAX_CONDITION:
         return f"not identified: condition number {condition:.1e}"
     if agree < 1.5 / starts:

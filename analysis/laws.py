@@ -15,7 +15,7 @@ Letters: N parameters, D tokens, C FLOPs, L loss in nats per target token, E the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,9 +28,9 @@ class Parameter:
     """`start` is where random starts are drawn, `bounds` what the fit may not leave; a fit that ends on a bound says
     so.
 
-    A positive parameter is fitted as its logarithm and its starts are log-uniform. `per_arm` makes one value for each
-    arm, read as p[name][x["arm"]]. Ranges hold where columns are centred (`Law.natural`), that is for a column of
-    geometric mean 1.
+    A positive parameter is fitted as its logarithm and its starts are log-uniform. `per_arm` gives every arm of a table
+    its own value; a law's function does not know of arms, it is given the value of the row's arm. Ranges hold where
+    columns are centred (`Law.natural`), that is for a column of geometric mean 1.
     """
 
     name: str
@@ -38,12 +38,17 @@ class Parameter:
     bounds: tuple[float, float] = (1e-12, 1e12)
     positive: bool = True
     per_arm: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """`natural` turns parameters fitted on columns that were divided by their geometric means into those of the columns
-    themselves; with it a fit is well conditioned and the same in any unit. Without it columns are used as they are."""
+    """`predict(p, x)` is the loss at one row: `p` holds a number for each parameter, `x` one for each column.
+
+    `natural(p, centre)` turns parameters fitted on columns that were divided by their geometric means `centre` into
+    those of the columns themselves; with it a fit is well conditioned and the same in any unit. Without it columns are
+    used as they are. Both may be given arrays that broadcast against each other.
+    """
 
     name: str
     formula: str
@@ -58,6 +63,16 @@ class Law:
     @property
     def by_arm(self) -> bool:
         return any(parameter.per_arm for parameter in self.parameters)
+
+
+def by_arm(law: Law, *names: str) -> Law:
+    """The law with a value of its own for every arm of the named parameters, or of all where none is named."""
+    known = [parameter.name for parameter in law.parameters]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"parameter {unknown[0]!r} is not one of {law.name}: use {', '.join(known)}")
+    chosen = set(names or known)
+    return replace(law, parameters=tuple(replace(p, per_arm=p.per_arm or p.name in chosen) for p in law.parameters))
 
 
 def _decay(A: Any, x: Any, exponent: Any) -> Any:
@@ -75,11 +90,6 @@ def _power_law_with_asymptote(p: Values, x: Values) -> Any:
 
 def _chinchilla(p: Values, x: Values) -> Any:
     return p["E"] + _decay(p["A"], x["N"], p["alpha"]) + _decay(p["B"], x["D"], p["beta"])
-
-
-def _chinchilla_by_arm(p: Values, x: Values) -> Any:
-    arm = x["arm"]
-    return p["E"] + _decay(p["A"][arm], x["N"], p["alpha"]) + _decay(p["B"][arm], x["D"], p["beta"])
 
 
 def _natural_in_C(p: Values, centre: Values) -> Values:
@@ -140,7 +150,7 @@ LAWS: dict[str, Law] = {
         name="chinchilla_by_arm",
         formula="L = E + A[arm] N^-alpha + B[arm] D^-beta",
         source="Hoffmann et al. 2022 with E, alpha, beta shared by the arms; compare Clark et al. 2022, arXiv:2202.01169",
-        predict=_chinchilla_by_arm,
+        predict=_chinchilla,
         natural=_natural_in_N_and_D,
         columns=("N", "D"),
         parameters=(

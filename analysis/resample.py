@@ -2,7 +2,7 @@
 
 Runs of one study are independent only where they are different trainings; what is resampled is therefore a cluster (a
 run, or all runs of one configuration). Draws keep every resample, converged or not: keeping only those that converged
-makes intervals too narrow. Every draw starts from the point fit and from a few places around it.
+makes intervals too narrow. Every draw starts from the point fit.
 
 One seed gives two fits the same draws. That pairs them, which is right where rows correspond (arms that share seeds) and far
 too sure where they do not: give fits of independent runs different seeds before their difference is taken.
@@ -12,17 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
 from analysis import fit as fits
-from analysis.fit import Fit, Solved
+from analysis.fit import Fit
 from analysis.laws import Law
 from analysis.refusal import Refusal
 
 DRAWS = 400
-_STARTS = 3  # the point fit and two around it
-_SPREAD = 0.3  # of the starts around the point fit, in logarithms of parameters
 _MINIMUM_CLUSTERS = 6
 
 
@@ -47,13 +44,7 @@ class Draws:
 
     @property
     def flat(self) -> dict[str, np.ndarray]:
-        split = {}
-        for name, value in self.params.items():
-            if value.ndim == 2:
-                split |= {f"{name}[{arm}]": value[:, index] for index, arm in enumerate(self.fit.arms)}
-            else:
-                split[name] = value
-        return split
+        return fits.flatten(self.law, self.params, self.fit.arms)
 
     def standard_errors(self) -> dict[str, float]:
         return {name: float(value.std(ddof=1)) for name, value in self.flat.items()}
@@ -65,13 +56,7 @@ class Draws:
     def predict(self, **columns: Any) -> np.ndarray:
         """Loss of every draw at the given columns, of shape (draws, *shape): spread of the mean curve, not of a new
         run."""
-        columns_n = {name: np.asarray(value, float) for name, value in columns.items() if name != "arm"}
-        if self.law.by_arm:
-            columns_n["arm"] = fits.codes(columns["arm"], self.fit.arms)
-        with fits.float64_on_cpu():
-            # Not jitted: a handful of vector operations on a large batch does not repay a compilation.
-            predict = jax.vmap(self.law.predict, in_axes=(0, None))
-            return np.asarray(predict(dict(self.params), columns_n))
+        return fits.predict(self.law, self.params, self.fit.arms, columns)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -108,7 +93,7 @@ def cluster_bootstrap(fit: Fit, clusters: Any, *, strata: Any = None, draws: int
         counts_bc[:, members] = drawn
     weights_bn = counts_bc[:, labels_n] * fit.data.weights_n
     losses_bn = np.broadcast_to(fit.data.log_loss_n, weights_bn.shape)
-    return _refit(fit, f"{len(names)} clusters resampled", weights_bn, losses_bn, seed)
+    return _refit(fit, f"{len(names)} clusters resampled", weights_bn, losses_bn)
 
 
 def parametric_bootstrap(fit: Fit, *, sd: float, clusters: Any, draws: int = DRAWS, seed: int = 0) -> Draws:
@@ -125,7 +110,7 @@ def parametric_bootstrap(fit: Fit, *, sd: float, clusters: Any, draws: int = DRA
     fitted_n = np.exp(fit.data.log_loss_n - fit.residuals())
     losses_bn = np.log(np.maximum(fitted_n + noise_bn, 1e-6 * fitted_n))
     weights_bn = np.broadcast_to(fit.data.weights_n, losses_bn.shape)
-    return _refit(fit, f"normal noise of {sd:.2g} nats on the fitted law", weights_bn, losses_bn, seed)
+    return _refit(fit, f"normal noise of {sd:.2g} nats on the fitted law", weights_bn, losses_bn)
 
 
 def _codes(values: Any, fit: Fit, name: str) -> tuple[np.ndarray, list[str]]:
@@ -139,24 +124,6 @@ def _codes(values: Any, fit: Fit, name: str) -> tuple[np.ndarray, list[str]]:
     return np.asarray([index[text] for text in texts]), names
 
 
-def _refit(fit: Fit, kind: str, weights_bn: np.ndarray, losses_bn: np.ndarray, seed: int) -> Draws:
-    draws, k = len(weights_bn), len(fit.theta_k)
-    rng = np.random.default_rng([seed, 1])
-    starts = fit.theta_k + _SPREAD * rng.standard_normal((draws, _STARTS, k)) * (np.arange(_STARTS) > 0)[None, :, None]
-    solved: Solved = fits.solve(
-        fit.law,
-        fit.data,
-        starts.reshape(-1, k),
-        np.repeat(weights_bn, _STARTS, axis=0),
-        np.repeat(losses_bn, _STARTS, axis=0),
-        delta=fit.delta,
-        warm=True,
-    )
-    objective = solved.objective_b.reshape(draws, _STARTS)
-    best = np.arange(draws) * _STARTS + objective.argmin(axis=1)
-    return Draws(
-        fit=fit,
-        kind=kind,
-        params=fits.natural_params(fit.law, solved.theta_bk[best], fit.data.centre, len(fit.arms)),
-        converged=float(np.mean(solved.step_b[best] < fits.STEP_TOLERANCE)),
-    )
+def _refit(fit: Fit, kind: str, weights_bn: np.ndarray, losses_bn: np.ndarray) -> Draws:
+    solved, params = fits.refit(fit, weights_bn, losses_bn)
+    return Draws(fit=fit, kind=kind, params=params, converged=float(np.mean(solved.converged_m)))

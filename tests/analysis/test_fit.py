@@ -64,8 +64,9 @@ def test_every_law_recovers_itself(name):
         p.name: np.array([scalar[p.name], 1.3 * scalar[p.name]]) if p.per_arm else scalar[p.name]
         for p in law.parameters
     }
+    local = {p.name: truth[p.name][x["arm"]] if p.per_arm else truth[p.name] for p in law.parameters}
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        loss = np.asarray(law.predict(truth, x))
+        loss = np.asarray(law.predict(local, x))
     fit = fit_law(law, {**x, "arm": np.where(x["arm"] == 0, "a", "b"), "loss": loss})
     assert fit.converged, fit.status
     for key, value in truth.items():
