@@ -140,7 +140,7 @@ def fit_law(
         theta0_mk,
         data.weights_n[None],
         data.log_loss_n[None],
-        deltas=newton.deltas_down_to(delta),
+        deltas_sm=newton.deltas_down_to(delta),
         progress=progress,
     )
     best = int(np.argmin(np.where(np.isfinite(solved.objective_m), solved.objective_m, np.inf)))
@@ -180,20 +180,26 @@ def refit(
     log_loss_mn: np.ndarray | None = None,
     *,
     theta0_mk: np.ndarray | None = None,
-    delta: float | None = None,
+    delta: float | np.ndarray | None = None,
+    low_mk: np.ndarray | None = None,
+    high_mk: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Solved, dict[str, np.ndarray]]:
-    """The law fitted again from the point fit (or `theta0_mk`) with each row of weights and of losses (one row, or one for
-    each member): what the solver says of every member, and its natural parameters, of shape (m,) or (m, arms)."""
+    """The law fitted again from the point fit (or `theta0_mk`) with each row of weights, of losses and of deltas (one, or
+    one for each member): what the solver says of every member, and its natural parameters, of shape (m,) or (m, arms).
+    `low_mk` and `high_mk` bound internal parameters; equal ones hold a parameter."""
     losses = fit.data.log_loss_n[None] if log_loss_mn is None else log_loss_mn
-    members = max(len(weights_mn), len(losses), 0 if theta0_mk is None else len(theta0_mk))
-    start = np.broadcast_to(fit.theta_k, (members, len(fit.theta_k))) if theta0_mk is None else theta0_mk
+    deltas_sm = newton.deltas_down_to(fit.delta if delta is None else delta)
+    sizes = [len(weights_mn), len(losses), deltas_sm.shape[1], *(len(a) for a in (theta0_mk, low_mk) if a is not None)]
+    start = fit.theta_k if theta0_mk is None else theta0_mk
     solved = newton.solve(
         fit.problem,
-        start,
+        np.broadcast_to(start, (max(sizes), len(fit.theta_k))),
         weights_mn,
         losses,
-        deltas=newton.deltas_down_to(fit.delta if delta is None else delta),
+        deltas_sm=deltas_sm,
+        low_mk=low_mk,
+        high_mk=high_mk,
         progress=progress,
     )
     return solved, natural_params(fit.problem, fit.data, solved.theta_mk)

@@ -11,7 +11,7 @@ Convergence is judged by the whole Newton step, which no scale of the objective 
 Letters: n rows, k free parameters, b lanes, m members.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,9 +87,10 @@ class Solved:
         return self.step_m < STEP_TOLERANCE
 
 
-def deltas_down_to(delta: float, *, first: float = 0.1, stages: int = 3) -> np.ndarray:
-    """The sequence of deltas, ending at `delta`."""
-    return np.concatenate([np.geomspace(max(first, delta), delta, stages + 1)[:-1], [delta]])
+def deltas_down_to(delta: float | np.ndarray, *, first: float = 0.1, stages: int = 3) -> np.ndarray:
+    """The sequence of deltas, ending at `delta`: of shape (stages + 1, m), m = 1 for one delta."""
+    delta_m = np.atleast_1d(np.asarray(delta, float))
+    return np.geomspace(np.maximum(first, delta_m), delta_m, stages + 1)
 
 
 def solve(
@@ -98,12 +99,21 @@ def solve(
     weights_mn: np.ndarray,
     log_loss_mn: np.ndarray,
     *,
-    deltas: Sequence[float] | np.ndarray,
+    deltas_sm: np.ndarray,
+    low_mk: np.ndarray | None = None,
+    high_mk: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solved:
-    """Minimises every member; `weights_mn` and `log_loss_mn` have one row, or one for each. `progress(done, members)` is
-    called as members finish."""
+    """Minimises every member; `weights_mn`, `log_loss_mn` and the stages' deltas have one member, or all.
+
+    Bounds of each member stand in for the problem's: equal ones hold a parameter where they are. `progress(done, members)`
+    is called as members finish.
+    """
     members, k = theta0_mk.shape
+    low_mk = np.broadcast_to(problem.low_k if low_mk is None else low_mk, (members, k))
+    high_mk = np.broadcast_to(problem.high_k if high_mk is None else high_mk, (members, k))
+    deltas_sm = np.broadcast_to(deltas_sm, (len(deltas_sm), members))
+    weights_mn, log_loss_mn = (np.broadcast_to(a, (members, a.shape[1])) for a in (weights_mn, log_loss_mn))
     # A few tens of arrays of (n, lanes) doubles are alive at once.
     lanes = max(1, min(LANES, 1 << (members - 1).bit_length(), _ENTRIES // weights_mn.shape[1]))
     out = Solved(
@@ -116,8 +126,9 @@ def solve(
     )
     with float64_on_cpu():
         columns = {name: np.asarray(value, float) for name, value in problem.columns.items()}
-        data = (columns, problem.arm_n, problem.constants, np.asarray(deltas, float), problem.low_k, problem.high_k)
+        data = (columns, problem.arm_n, problem.constants)
         weights_nb, log_loss_nb = np.zeros((2, weights_mn.shape[1], lanes))
+        low_kb, high_kb, deltas_sb = np.zeros((k, lanes)), np.zeros((k, lanes)), np.ones((len(deltas_sm), lanes))
         state = {name: np.array(value) for name, value in _idle(k, lanes).items()}
         member_b = np.full(lanes, -1)
         waiting = 0
@@ -128,12 +139,15 @@ def solve(
             waiting += len(free)
             if len(free):
                 member_b[free] = taken
-                weights_nb[:, free] = weights_mn[taken if len(weights_mn) > 1 else [0] * len(free)].T
-                log_loss_nb[:, free] = log_loss_mn[taken if len(log_loss_mn) > 1 else [0] * len(free)].T
-                state["theta"][:, free] = np.clip(theta0_mk[taken], problem.low_k, problem.high_k).T
+                weights_nb[:, free], log_loss_nb[:, free] = weights_mn[taken].T, log_loss_mn[taken].T
+                low_kb[:, free], high_kb[:, free] = low_mk[taken].T, high_mk[taken].T
+                deltas_sb[:, free] = deltas_sm[:, taken]
+                state["theta"][:, free] = np.clip(theta0_mk[taken], low_mk[taken], high_mk[taken]).T
                 state["damping"][free], state["fresh"][free], state["done"][free] = 1e-2, True, False
                 state["stage"][free] = state["iteration"][free] = state["total"][free] = state["stalled"][free] = 0
-            new, summary = _advance(problem.law, problem.slots, problem.tau, state, weights_nb, log_loss_nb, data)
+            new, summary = _advance(
+                problem.law, problem.slots, problem.tau, state, weights_nb, log_loss_nb, deltas_sb, low_kb, high_kb, data
+            )
             state = {name: np.array(value) for name, value in new.items()}
             ended = np.flatnonzero(state["done"] & (member_b >= 0))
             m = member_b[ended]
@@ -167,10 +181,9 @@ def _idle(k: int, lanes: int) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(law, slots, tau, state, weights_nb, log_loss_nb, data):
-    columns, arm_n, constants, deltas, low_k, high_k = data
-    low, high = low_k[:, None], high_k[:, None]
-    last = len(deltas) - 1
+def _advance(law, slots, tau, state, weights_nb, log_loss_nb, deltas_sb, low, high, data):
+    columns, arm_n, constants = data
+    last = len(deltas_sb) - 1
     evaluate = partial(_derivatives, law, slots, tau, columns, arm_n, constants, weights_nb, log_loss_nb)
 
     def held(theta, gradient):
@@ -191,7 +204,9 @@ def _advance(law, slots, tau, state, weights_nb, log_loss_nb, data):
         step = _newton_step(gradient, damped)
         step = step * jnp.minimum(1.0, 2.0 / jnp.maximum(jnp.abs(step).max(axis=0), 1e-300))
         trial = jnp.where(s["fresh"], s["theta"], jnp.clip(s["theta"] - step, low, high))
-        value, new_gradient, new_hessian = evaluate(trial, deltas[s["stage"]], s["stage"] < jnp.minimum(1, last))
+        value, new_gradient, new_hessian = evaluate(
+            trial, jnp.take_along_axis(deltas_sb, s["stage"][None], axis=0)[0], s["stage"] < jnp.minimum(1, last)
+        )
         better = (s["fresh"] | (value <= s["value"])) & jnp.isfinite(value)  # false where the step is NaN
         size = jnp.where(jnp.isfinite(step), jnp.abs(step), jnp.inf).max(axis=0)
         damping = jnp.clip(jnp.where(better, s["damping"] / 8, s["damping"] * 5), 1e-14, 1e12)
@@ -235,8 +250,25 @@ def _advance(law, slots, tau, state, weights_nb, log_loss_nb, data):
     gradient, hessian = without(state["theta"], state["gradient"], state["hessian"])
     step = jnp.abs(_newton_step(gradient, hessian)).max(axis=0)
     step = jnp.where(jnp.isfinite(step), step, jnp.inf)
-    delta = deltas[-1]
+    delta = deltas_sb[-1]
     return state, (state["value"] * delta, jnp.sqrt((gradient**2).sum(axis=0)) * delta, step)
+
+
+def log_predicted(problem: Problem, theta_k: Any) -> Any:
+    """log of the law at every row, differentiable by the free parameters: shape (n,)."""
+    at = jnp.concatenate([theta_k, jnp.zeros(1)])
+    params = {}
+    for i, (p, slot) in enumerate(zip(problem.law.parameters, problem.slots, strict=True)):
+        internal = jnp.where(np.asarray(slot) >= 0, at[np.asarray(slot)], problem.constants[i])[problem.arm_n]
+        params[p.name] = jnp.exp(internal) if p.positive else internal
+    columns = {name: jnp.asarray(value, float) for name, value in problem.columns.items()}
+    return jnp.log(jnp.maximum(problem.law.predict(params, columns), _FLOOR))
+
+
+def jacobian(problem: Problem, theta_k: np.ndarray) -> np.ndarray:
+    """Derivatives (n, k) of log predicted by the free internal parameters."""
+    with float64_on_cpu():
+        return np.asarray(jax.jacfwd(partial(log_predicted, problem))(jnp.asarray(theta_k)))
 
 
 def _derivatives(law, slots, tau, columns, arm_n, constants, weights_nb, log_loss_nb, theta_kb, delta_b, coarse_b):
