@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import newton
+from analysis import newton, robust
 from analysis.laws import LAWS, Law, by_arm
 from analysis.newton import Problem, Solved, float64_on_cpu
 from analysis.problem import Data, build, codes, free_names, natural_params, nearest, prepare, random_starts
@@ -40,7 +40,7 @@ class Fit:
     share of starts that end within 0.1% of the lowest objective, `condition` that of the Hessian scaled to a unit
     diagonal, `flat_directions` the parameters that can move together without changing the fit, `rms` the weighted root
     mean square of log-residuals. `status` is 'converged' or says what is wrong. `fixed` and `tied` are as they were
-    asked for.
+    asked for; `scatter` says that delta was taken from the residuals, `dropped_n` which rows the rule `outliers` left out.
     """
 
     law: Law
@@ -61,6 +61,9 @@ class Fit:
     problem: Problem = field(repr=False)
     theta_k: np.ndarray = field(repr=False)
     hessian_kk: np.ndarray = field(repr=False)
+    dropped_n: np.ndarray = field(repr=False)
+    scatter: bool = False
+    outliers: str | None = None
 
     @property
     def converged(self) -> bool:
@@ -100,7 +103,8 @@ def fit_law(
     loss: str = "loss",
     arm: str = "arm",
     weights: Any = None,
-    delta: float = DELTA,
+    delta: float | str = DELTA,
+    outliers: str | None = None,
     quantile: float = 0.5,
     fixed: Mapping[str, float] | None = None,
     tied: Mapping[str, str] | None = None,
@@ -113,28 +117,57 @@ def fit_law(
 
     `columns` maps the law's names to the table's where they differ, such as {"N": "parameters_body"}. `fixed` holds
     parameters at natural values ({"alpha": 0.35}, or {"rho_N[base]": 1.0} of one arm), `tied` makes one equal to another
-    ({"beta": "alpha"}), `per_arm` gives every value of the column `arm` its own value of the named parameters. Raises
-    ValueError for columns that are not there, not finite or not positive, and Refusal where there are too few rows or
-    distinct values for the law.
+    ({"beta": "alpha"}), `per_arm` gives every value of the column `arm` its own value of the named parameters.
+    `delta="scatter"` takes Huber's constant from the residuals, `outliers` names a rule of robust.py. Raises ValueError
+    for columns that are not there, not finite or not positive, and Refusal where there are too few rows or distinct
+    values for the law.
     """
     law = by_arm(named(law), *per_arm) if per_arm else named(law)
     fixed, tied = dict(fixed or {}), dict(tied or {})
-    if not 0 < delta <= LEAST_SQUARES:
-        raise ValueError(f"delta = {delta!r}: use a number in (0, {LEAST_SQUARES:g}]; 1e-3 is usual")
+    if delta != robust.SCATTER and not (isinstance(delta, float | int) and 0 < delta <= LEAST_SQUARES):
+        raise ValueError(f"delta = {delta!r}: use a number in (0, {LEAST_SQUARES:g}], 1e-3 is usual, or 'scatter'")
     if not 0 < quantile < 1:
         raise ValueError(f"quantile = {quantile!r}: use a number between 0 and 1; 0.5 fits the median")
     if starts < 2:
         raise ValueError(f"starts = {starts!r}: use at least 2, so that starts can disagree")
+    keep = robust.rule(outliers) if outliers is not None else None
     data = prepare(law, table, columns=columns, loss=loss, weights=weights, arm=arm)
     problem = build(law, data, fixed, tied, quantile)
+    used = int((data.weights_n > 0).sum())
     if not problem.k:
         raise ValueError(f"{law.name}: every parameter is fixed, so there is nothing to fit; free at least one")
-    used = int((data.weights_n > 0).sum())
     if used <= problem.k:
         raise Refusal(
             f"{law.name} has {problem.k} parameters and {used} runs: fit at least {problem.k + 1} finished runs"
         )
     theta0_mk = random_starts(problem, data, starts, seed)
+
+    def fitted(weights_n: np.ndarray, delta: float) -> Fit:
+        return _fitted(problem, replace(data, weights_n=weights_n), theta0_mk, delta, fixed, tied, progress)
+
+    if delta == robust.SCATTER:
+        squares = fitted(data.weights_n, LEAST_SQUARES)
+        delta = float(robust.huber_delta(squares.residuals()[None], data.weights_n[None], problem.k, DELTA)[0])
+        fit = replace(fitted(data.weights_n, delta), scatter=True)
+    else:
+        fit = fitted(data.weights_n, float(delta))
+    if keep is None:
+        return fit
+    kept_n = keep(fit.residuals()[None], data.weights_n[None], data.log_loss_n[None])[0]
+    cut = fitted(data.weights_n * kept_n, fit.delta)
+    return replace(cut, scatter=fit.scatter, outliers=outliers, data=data, dropped_n=~kept_n & (data.weights_n > 0))
+
+
+def _fitted(
+    problem: Problem,
+    data: Data,
+    theta0_mk: np.ndarray,
+    delta: float,
+    fixed: Mapping[str, float],
+    tied: Mapping[str, str],
+    progress: Callable[[int, int], None] | None,
+) -> Fit:
+    """The lowest optimum that the starts find, and what they and its Hessian say of it."""
     solved = newton.solve(
         problem,
         theta0_mk,
@@ -152,7 +185,7 @@ def fit_law(
     condition, flat_directions = _conditioning(solved.hessian_mkk[best], free_names(problem, data.arms))
     params = natural_params(problem, data, theta_k[None])
     fit = Fit(
-        law=law,
+        law=problem.law,
         params={name: value[0] if value.ndim == 2 else float(value[0]) for name, value in params.items()},
         arms=data.arms,
         objective=float(lowest),
@@ -162,7 +195,7 @@ def fit_law(
         flat_directions=flat_directions,
         status=_status(problem, data, theta_k, solved, best, condition=condition, moved=moved, agree=agree),
         rms=0.0,
-        rows=used,
+        rows=int((data.weights_n > 0).sum()),
         delta=delta,
         fixed=fixed,
         tied=tied,
@@ -170,6 +203,7 @@ def fit_law(
         problem=problem,
         theta_k=theta_k,
         hessian_kk=solved.hessian_mkk[best],
+        dropped_n=np.zeros(len(data.weights_n), bool),
     )
     return replace(fit, rms=float(np.sqrt(np.average(fit.residuals() ** 2, weights=data.weights_n))))
 
@@ -203,6 +237,37 @@ def refit(
         progress=progress,
     )
     return solved, natural_params(fit.problem, fit.data, solved.theta_mk)
+
+
+def estimate(
+    fit: Fit,
+    weights_mn: np.ndarray,
+    log_loss_mn: np.ndarray | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Solved, dict[str, np.ndarray]]:
+    """The whole estimator applied to every member: as `refit`, with delta and the outlier rule found anew in each, where
+    the fit has them."""
+    if not fit.scatter and fit.outliers is None:
+        return refit(fit, weights_mn, log_loss_mn, progress=progress)
+    losses = fit.data.log_loss_n[None] if log_loss_mn is None else log_loss_mn
+    delta: float | np.ndarray = fit.delta
+    if fit.scatter:
+        _, params = refit(fit, weights_mn, losses, delta=LEAST_SQUARES)
+        delta = robust.huber_delta(residuals_of(fit, params, losses), weights_mn, fit.problem.k, DELTA)
+    if fit.outliers is not None:
+        _, params = refit(fit, weights_mn, losses, delta=delta)
+        residual_mn = residuals_of(fit, params, losses)
+        weights_mn = weights_mn * robust.rule(fit.outliers)(residual_mn, weights_mn, losses)
+    return refit(fit, weights_mn, losses, delta=delta, progress=progress)
+
+
+def residuals_of(fit: Fit, params: Mapping[str, np.ndarray], log_loss_mn: np.ndarray) -> np.ndarray:
+    """log(observed) - log(fitted) of every member and row, for parameters that lead with the members' axis."""
+    columns = dict(fit.data.raw)
+    if fit.law.by_arm:
+        columns["arm"] = np.asarray(fit.arms)[fit.data.arm_n]
+    return log_loss_mn - np.log(predict(fit.law, params, fit.arms, columns))
 
 
 def named(law: Law | str) -> Law:

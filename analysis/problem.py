@@ -160,15 +160,27 @@ def build(law: Law, data: Data, fixed: Mapping[str, float], tied: Mapping[str, s
     )
     if law.natural is None or _survives_centring(problem, data):
         return problem
-    # On the columns themselves amplitudes may be anything.
-    moves = {names[i] for i in _changed_by_centring(problem, data)}
-    wide = [law.parameters[i].name in moves for i in _owner(problem)]
+    return _on_the_columns_themselves(problem, data)
+
+
+def _on_the_columns_themselves(problem: Problem, data: Data) -> Problem:
+    """There amplitudes, which centring changes, may be anything."""
+    moves = set(_changed_by_centring(problem, data))
+    wide = [i in moves for i in _owner(problem)]
     return replace(
         problem,
         columns=data.raw,
         low_k=np.where(wide, -460.0, problem.low_k),
         high_k=np.where(wide, 460.0, problem.high_k),
     )
+
+
+def uncentred(problem: Problem, data: Data, theta_k: np.ndarray, name: str) -> tuple[Problem, np.ndarray]:
+    """The same fit with the free parameter `name` in its natural unit, so that it can be held at a value."""
+    i = _owner(problem)[free_names(problem, data.arms).index(name)]
+    if problem.law.natural is None or problem.columns is data.raw or i not in _changed_by_centring(problem, data):
+        return problem, theta_k
+    return _on_the_columns_themselves(problem, data), _moved(problem, data, theta_k[None])[0]
 
 
 def _fixed_values(law: Law, arms: Sequence[str], fixed: Mapping[str, float]) -> dict[str, np.ndarray]:
@@ -270,6 +282,11 @@ def random_starts(problem: Problem, data: Data, starts: int, seed: int) -> np.nd
     theta_mk = random_internal(problem.law, problem, starts, seed)
     if problem.columns is data.centred or problem.law.natural is None:
         return theta_mk
+    return _moved(problem, data, theta_mk)
+
+
+def _moved(problem: Problem, data: Data, theta_mk: np.ndarray) -> np.ndarray:
+    """Free parameters of centred columns as those of the columns themselves."""
     moved = _natural(problem.law, _local(problem, theta_mk), data.centre)
     internal = {p.name: np.log(moved[p.name]) if p.positive else moved[p.name] for p in problem.law.parameters}
     out = np.zeros_like(theta_mk)

@@ -1,14 +1,15 @@
-"""How sure a fit is: bootstraps as one batched program.
+"""How sure a fit is: resampling as one batched program.
 
 Runs of one study are independent only where they are different trainings; what is resampled is therefore a cluster (a
-run, or all runs of one configuration). Draws keep every resample, converged or not: keeping only those that converged
+run, or all runs of one configuration). Every resample goes through the whole estimator: delta taken from the scatter and
+the outlier rule are found in it anew. Draws keep every resample, converged or not: keeping only those that converged
 makes intervals too narrow. Every draw starts from the point fit.
 
 One seed gives two fits the same draws. That pairs them, which is right where rows correspond (arms that share seeds) and far
 too sure where they do not: give fits of independent runs different seeds before their difference is taken.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ from analysis.refusal import Refusal
 
 DRAWS = 400
 _MINIMUM_CLUSTERS = 6
+_MINIMUM_WILD = 4
+# Webb 2013: six points of mean 0 and variance 1, so that few clusters still give many different resamples.
+_WEBB = np.sqrt([0.5, 1.0, 1.5]).repeat(2) * np.tile([-1.0, 1.0], 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,25 @@ class Draws:
         """Percentile intervals of every parameter."""
         return {name: interval(value, level) for name, value in self.flat.items()}
 
+    def of(self, quantity: Callable[[Mapping[str, Any]], Any], level: float = 0.95) -> tuple[float, float]:
+        """Percentile interval of a quantity worked out from the parameters, such as
+        `draws.of(lambda p: p["beta"] / (p["alpha"] + p["beta"]))`."""
+        return interval(np.asarray(quantity(self.params)), level)
+
     def predict(self, **columns: Any) -> np.ndarray:
-        """Loss of every draw at the given columns, of shape (draws, *shape): spread of the mean curve, not of a new
+        """Loss of every draw at the given columns, of shape (draws, *shape): spread of the MEAN CURVE, not of a new
         run."""
         return fits.predict(self.law, self.params, self.fit.arms, columns)
+
+    def predict_new_run(self, *, seed: int = 0, **columns: Any) -> np.ndarray:
+        """As `predict`, with the scatter of one run about the curve: a residual of the fit drawn for every entry, widened
+        for the degrees of freedom that the fit has used. Spread of a NEW RUN under the same law."""
+        mean = self.predict(**columns)
+        kept = (self.fit.data.weights_n > 0) & ~self.fit.dropped_n
+        residual_n = self.fit.residuals()[kept]
+        widened = residual_n * np.sqrt(len(residual_n) / max(1, len(residual_n) - self.fit.problem.k))
+        drawn = np.random.default_rng([seed, 2]).choice(widened, size=mean.shape)
+        return mean * np.exp(drawn)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -67,19 +86,27 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def pairs_bootstrap(fit: Fit, run_ids: Any, *, draws: int = DRAWS, seed: int = 0) -> Draws:
     """Resamples rows, which is right only where every row is an independent run; raises Refusal where an id repeats."""
     names = [str(name) for name in run_ids]
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    refuse_repeated(names)
+    return cluster_bootstrap(fit, clusters=names, draws=draws, seed=seed)
+
+
+def refuse_repeated(names: Sequence[str]) -> None:
+    """Raises Refusal where two rows are of one run: they are not independent."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    repeated = next((name for name, count in counts.items() if count > 1), None)
     if repeated is not None:
         raise Refusal(
-            f"run_id {repeated!r} has {names.count(repeated)} rows, which are not independent: a bootstrap of rows would be "
-            "several times too sure; use cluster_bootstrap(fit, clusters=run_ids)"
+            f"run_id {repeated!r} has {counts[repeated]} rows, which are not independent: a bootstrap of rows would be "
+            "several times too sure; use clusters=run_ids (cluster_bootstrap, jackknife)"
         )
-    return cluster_bootstrap(fit, clusters=names, draws=draws, seed=seed)
 
 
 def cluster_bootstrap(fit: Fit, clusters: Any, *, strata: Any = None, draws: int = DRAWS, seed: int = 0) -> Draws:
     """Resamples whole clusters with replacement, within each stratum (such as an arm) where `strata` is given."""
-    labels_n, names = _codes(clusters, fit, "clusters")
-    strata_n, _ = _codes(np.zeros(len(labels_n)) if strata is None else strata, fit, "strata")
+    labels_n, names = codes(clusters, fit, "clusters")
+    strata_n, _ = codes(np.zeros(len(labels_n)) if strata is None else strata, fit, "strata")
     rng = np.random.default_rng(seed)
     counts_bc = np.zeros((draws, len(names)))
     for stratum in np.unique(strata_n):
@@ -87,13 +114,30 @@ def cluster_bootstrap(fit: Fit, clusters: Any, *, strata: Any = None, draws: int
         if len(members) < _MINIMUM_CLUSTERS:
             raise Refusal(
                 f"{len(members)} clusters in a stratum: a bootstrap needs {_MINIMUM_CLUSTERS} or more; add runs, or use "
-                "parametric_bootstrap with the noise of a run"
+                "wild_cluster_bootstrap, or parametric_bootstrap with the noise of a run"
             )
-        drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
-        counts_bc[:, members] = drawn
+        counts_bc[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
     weights_bn = counts_bc[:, labels_n] * fit.data.weights_n
-    losses_bn = np.broadcast_to(fit.data.log_loss_n, weights_bn.shape)
-    return _refit(fit, f"{len(names)} clusters resampled", weights_bn, losses_bn)
+    return _estimated(fit, f"{len(names)} clusters resampled", weights_bn, fit.data.log_loss_n[None])
+
+
+def wild_cluster_bootstrap(fit: Fit, clusters: Any, *, draws: int = DRAWS, seed: int = 0) -> Draws:
+    """Multiplies the residuals of each cluster by one draw of Webb's six-point distribution and refits: for few clusters
+    (4 to 12), whose rows differ in design, so that leaving some out would leave the law undetermined.
+
+    Residuals are divided by sqrt(1 - leverage) of their row first, without which a fit with few rows looks too sure
+    (Davidson and Flachaire 2008).
+    """
+    from analysis.uncertainty import leverage
+
+    labels_n, names = codes(clusters, fit, "clusters")
+    if len(names) < _MINIMUM_WILD:
+        raise Refusal(f"{len(names)} clusters: a wild bootstrap needs {_MINIMUM_WILD} or more; add runs")
+    signs_bc = np.random.default_rng(seed).choice(_WEBB, size=(draws, len(names)))
+    residual_n = fit.residuals() / np.sqrt(1 - np.minimum(leverage(fit), 0.95))
+    fitted_n = fit.data.log_loss_n - fit.residuals()
+    losses_bn = fitted_n + signs_bc[:, labels_n] * residual_n
+    return _estimated(fit, f"residuals of {len(names)} clusters, wild (Webb)", fit.data.weights_n[None], losses_bn)
 
 
 def parametric_bootstrap(fit: Fit, *, sd: float, clusters: Any, draws: int = DRAWS, seed: int = 0) -> Draws:
@@ -104,16 +148,17 @@ def parametric_bootstrap(fit: Fit, *, sd: float, clusters: Any, draws: int = DRA
     """
     if not (np.isfinite(sd) and sd > 0):
         raise ValueError(f"sd = {sd!r}: use the positive standard deviation of one run's loss, in nats")
-    labels_n, names = _codes(clusters, fit, "clusters")
+    labels_n, names = codes(clusters, fit, "clusters")
     rng = np.random.default_rng(seed)
     noise_bn = sd * rng.standard_normal((draws, len(names)))[:, labels_n]
     fitted_n = np.exp(fit.data.log_loss_n - fit.residuals())
     losses_bn = np.log(np.maximum(fitted_n + noise_bn, 1e-6 * fitted_n))
-    weights_bn = np.broadcast_to(fit.data.weights_n, losses_bn.shape)
-    return _refit(fit, f"normal noise of {sd:.2g} nats on the fitted law", weights_bn, losses_bn)
+    kind = f"normal noise of {sd:.2g} nats on the fitted law"
+    return _estimated(fit, kind, fit.data.weights_n[None], losses_bn)
 
 
-def _codes(values: Any, fit: Fit, name: str) -> tuple[np.ndarray, list[str]]:
+def codes(values: Any, fit: Fit, name: str) -> tuple[np.ndarray, list[str]]:
+    """Labels of the fitted rows as indices into their distinct names."""
     texts = [str(value) for value in values]
     if len(texts) != len(fit.data.log_loss_n):
         raise ValueError(
@@ -124,6 +169,6 @@ def _codes(values: Any, fit: Fit, name: str) -> tuple[np.ndarray, list[str]]:
     return np.asarray([index[text] for text in texts]), names
 
 
-def _refit(fit: Fit, kind: str, weights_bn: np.ndarray, losses_bn: np.ndarray) -> Draws:
-    solved, params = fits.refit(fit, weights_bn, losses_bn)
+def _estimated(fit: Fit, kind: str, weights_bn: np.ndarray, losses_bn: np.ndarray) -> Draws:
+    solved, params = fits.estimate(fit, weights_bn, losses_bn)
     return Draws(fit=fit, kind=kind, params=params, converged=float(np.mean(solved.converged_m)))
