@@ -1,0 +1,194 @@
+"""Best loss against compute, L*(C), of every arm and draw: laws of C as they are, laws of N and D by their optimum.
+
+Unlike crossing.frontier, which keeps to the sizes that a study has run, these curves go beyond the data: they are what
+forecasts and the design of the next runs are made of.
+
+Letters: C FLOPs, N parameters, D tokens, b draws, g points of the grid of C.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.resample import Draws
+
+REACH = 1e4  # how far beyond the largest measured budget curves are drawn, as a factor
+BELOW = 10.0  # how far below the smallest
+_POINTS = 401
+_GOLDEN = (np.sqrt(5) - 1) / 2
+_FAR = 14.0  # log N on either side of the measured sizes in which an optimum is searched
+_STEPS = 45  # of golden section: log N to 2e-8, the loss at its minimum to rounding
+
+CostOfToken = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Best loss (nats) of each arm on a grid of C: `loss[arm]` of shape (b, g), from more to less structure. Draw i of one
+    arm belongs to draw i of the others. `measured` are the least and largest C that every arm was trained at."""
+
+    C: np.ndarray = field(repr=False)
+    loss: Mapping[str, np.ndarray] = field(repr=False)
+    measured: tuple[float, float]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(self.loss)
+
+    def difference(self, more: str, less: str) -> np.ndarray:
+        """Loss of `less` minus that of `more`, (b, g): negative where less structure is better."""
+        for name in (more, less):
+            if name not in self.loss:
+                raise ValueError(f"arm = {name!r}: the curves are of {', '.join(self.loss)}")
+        return self.loss[less] - self.loss[more]
+
+    def at(self, C: Any, arm: str) -> np.ndarray:
+        """Loss of every draw at C inside the grid, log-log between its points: (b, *shape of C)."""
+        C = np.asarray(C, float)
+        x, grid = np.log(np.atleast_1d(C)).ravel(), np.log(self.C)
+        if x.min() < grid[0] - 1e-9 or x.max() > grid[-1] + 1e-9:
+            raise ValueError(f"C = {C!r} is beyond the curves, {self.C[0]:.3g} to {self.C[-1]:.3g}; see reach=")
+        i = np.clip(np.searchsorted(grid, x) - 1, 0, len(grid) - 2)
+        share = (x - grid[i]) / (grid[i + 1] - grid[i])
+        log_loss = np.log(self.loss[arm])
+        values = np.exp(log_loss[:, i] * (1 - share) + log_loss[:, i + 1] * share)
+        return values.reshape(len(values), *C.shape)
+
+
+def curves(
+    draws: Draws | Mapping[str, Draws],
+    *,
+    arms: Sequence[str] | None = None,
+    measured: tuple[float, float] | None = None,
+    reach: float = REACH,
+    cost_of_token: CostOfToken | Mapping[str, CostOfToken] | None = None,
+    paired: bool = False,
+    points: int = _POINTS,
+) -> Curves:
+    """L*(C) of every draw and arm, from a tenth of the smallest measured budget to `reach` times the largest.
+
+    `draws` are of one law with parameters by arm, or one Draws for each arm; `arms` orders them from more to less
+    structure (default: as given). A law of C is taken as it is; of a law of N and D the minimum over N at
+    D = C / cost_of_token(N) is taken, 6 N where that is not given. Separate Draws are of independent runs unless `paired`:
+    draws that one seed has made alike are then put out of step, so that their difference has both arms' spread.
+    """
+    if not reach >= 1:
+        raise ValueError(f"reach = {reach!r}: use a factor of at least 1")
+    of = _of_arms(draws, arms)
+    cost = {name: _cost(cost_of_token, name) for name in of}
+    ranges = [_measured(one, name, cost[name]) for name, one in of.items()]
+    low, high = measured or (max(r[0] for r in ranges), min(r[1] for r in ranges))
+    if not 0 < low < high:
+        raise ValueError(
+            f"measured = ({low:.3g}, {high:.3g}): the arms were trained at budgets that do not overlap; give the range in "
+            "which they are compared"
+        )
+    C = np.geomspace(low / BELOW, high * reach, points)
+    loss = {}
+    for index, (name, one) in enumerate(of.items()):
+        value = frontier(one, C, arm=name, cost_of_token=cost[name])
+        if isinstance(draws, Mapping) and not paired and one is not next(iter(of.values())):
+            value = value[np.random.default_rng(index).permutation(len(value))]
+        loss[name] = value
+    lengths = {name: len(value) for name, value in loss.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"arms have {lengths} draws: draw the same number for each")
+    return Curves(C=C, loss=loss, measured=(float(low), float(high)))
+
+
+def frontier(
+    draws: Draws, C: np.ndarray, *, arm: str | None = None, cost_of_token: CostOfToken | None = None
+) -> np.ndarray:
+    """L*(C) of every draw, (b, g), by golden section in log N, which a sum of powers of N and of 1 / N has one minimum in.
+    Sizes are not held to those that were measured."""
+    law, C = draws.law, np.asarray(C, float)
+    if law.columns == ("C",):
+        return draws.predict(C=C, **({"arm": np.full(len(C), arm)} if law.by_arm else {}))
+    if set(law.columns) != {"N", "D"}:
+        raise ValueError(
+            f"{law.name} is a law of {', '.join(law.columns)}: curves against compute are drawn of laws of C, or of N and D; "
+            "make Curves(C=..., loss=..., measured=...) of any other"
+        )
+    from analysis.newton import float64_on_cpu
+
+    cost = cost_of_token or _six
+    values = _parameters(draws, arm)
+    N_n = draws.fit.data.raw["N"]
+    shape = (len(draws), len(C))
+    beyond = np.log(np.maximum(C / float((cost(N_n) * draws.fit.data.raw["D"]).max()), 1.0))
+    low = np.broadcast_to(np.log(N_n.min()) - _FAR, shape).copy()
+    high = np.broadcast_to(np.log(N_n.max()) + _FAR + beyond, shape).copy()
+
+    def loss(log_N: np.ndarray) -> np.ndarray:
+        N = np.exp(log_N)
+        return np.asarray(law.predict(values, {"N": N, "D": C / cost(N)}))
+
+    with float64_on_cpu():
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        at_left, at_right = loss(left), loss(right)
+        for _ in range(_STEPS):
+            down = at_left < at_right
+            high, low = np.where(down, right, high), np.where(down, low, left)
+            new = np.where(down, high - _GOLDEN * (high - low), low + _GOLDEN * (high - low))
+            at_new = loss(new)
+            left, right = np.where(down, new, right), np.where(down, left, new)
+            at_left, at_right = np.where(down, at_new, at_right), np.where(down, at_left, at_new)
+    return np.minimum(at_left, at_right)
+
+
+def cost_of_token(N: Any, D: Any, C: Any) -> CostOfToken:
+    """FLOPs of a token as a function of N, from runs: C / (D N) log-log between the sizes, and level beyond them."""
+    N, D, C = (np.asarray(values, float) for values in (N, D, C))
+    sizes, which = np.unique(N, return_inverse=True)
+    ratio = np.bincount(which, weights=np.log(C / (D * N))) / np.bincount(which)
+    return lambda N: N * np.exp(np.interp(np.log(N), np.log(sizes), ratio))
+
+
+def _of_arms(draws: Draws | Mapping[str, Draws], arms: Sequence[str] | None) -> dict[str, Draws]:
+    if isinstance(draws, Mapping):
+        known: dict[str, Draws] = dict(draws)
+    else:
+        known = dict.fromkeys(draws.fit.arms, draws)
+    chosen = list(known) if arms is None else list(arms)
+    unknown = [name for name in chosen if name not in known]
+    if unknown or len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"arms = {chosen}: name two or more, from more to less structure, of {', '.join(known) or 'a law by arm'}"
+        )
+    return {name: known[name] for name in chosen}
+
+
+def _six(N: np.ndarray) -> np.ndarray:
+    return 6.0 * N
+
+
+def _cost(given: CostOfToken | Mapping[str, CostOfToken] | None, arm: str) -> CostOfToken:
+    if isinstance(given, Mapping):
+        if arm not in given:
+            raise ValueError(f"cost_of_token has no {arm!r}: give one for each arm, {', '.join(given)} are there")
+        return given[arm]
+    return given or _six
+
+
+def _measured(draws: Draws, arm: str, cost: CostOfToken) -> tuple[float, float]:
+    data = draws.fit.data
+    used = data.weights_n > 0
+    if draws.law.by_arm:
+        used &= data.arm_n == draws.fit.arms.index(arm)
+    raw = {name: column[used] for name, column in data.raw.items()}
+    C = raw["C"] if "C" in raw else cost(raw["N"]) * raw["D"] if {"N", "D"} <= set(raw) else np.array([np.nan])
+    return float(C.min()), float(C.max())
+
+
+def _parameters(draws: Draws, arm: str | None) -> dict[str, np.ndarray]:
+    """Each parameter of every draw, of the given arm, as a column (b, 1)."""
+    if draws.law.by_arm and arm not in draws.fit.arms:
+        raise ValueError(f"arm = {arm!r}: the draws are of {', '.join(draws.fit.arms)}")
+    index = draws.fit.arms.index(str(arm)) if draws.law.by_arm else 0
+    values = {}
+    for p in draws.law.parameters:
+        value = np.asarray(draws.params[p.name], float)
+        values[p.name] = (value[:, index] if p.per_arm else value)[:, None]
+    return values
