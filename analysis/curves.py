@@ -7,19 +7,20 @@ Letters: C FLOPs, N parameters, D tokens, b draws, g points of the grid of C.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from analysis.laws import Law
 from analysis.resample import Draws
 
 REACH = 1e4  # how far beyond the largest measured budget curves are drawn, as a factor
 BELOW = 10.0  # how far below the smallest
 _POINTS = 401
 _GOLDEN = (np.sqrt(5) - 1) / 2
-_FAR = 14.0  # log N on either side of the measured sizes in which an optimum is searched
-_STEPS = 45  # of golden section: log N to 2e-8, the loss at its minimum to rounding
+_LEAST = -7.0  # log N from which an optimum is searched, and log D to which
+_STEPS = 55  # of golden section: log N to 1e-9, the loss at its minimum to rounding
 
 CostOfToken = Callable[[np.ndarray], np.ndarray]
 
@@ -86,26 +87,45 @@ def curves(
             "which they are compared"
         )
     C = np.geomspace(low / BELOW, high * reach, points)
-    loss = {}
-    for index, (name, one) in enumerate(of.items()):
-        value = frontier(one, C, arm=name, cost_of_token=cost[name])
-        if isinstance(draws, Mapping) and not paired and one is not next(iter(of.values())):
-            value = value[np.random.default_rng(index).permutation(len(value))]
-        loss[name] = value
+    if isinstance(draws, Mapping) and not paired:
+        of = apart(of)
+    loss = {name: frontier(one, C, arm=name, cost_of_token=cost[name]) for name, one in of.items()}
     lengths = {name: len(value) for name, value in loss.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"arms have {lengths} draws: draw the same number for each")
     return Curves(C=C, loss=loss, measured=(float(low), float(high)))
 
 
-def frontier(
-    draws: Draws, C: np.ndarray, *, arm: str | None = None, cost_of_token: CostOfToken | None = None
-) -> np.ndarray:
-    """L*(C) of every draw, (b, g), by golden section in log N, which a sum of powers of N and of 1 / N has one minimum in.
-    Sizes are not held to those that were measured."""
+def apart(draws: Mapping[str, Draws]) -> dict[str, Draws]:
+    """Draws of independent runs put out of step: those that one seed has made alike would make a difference between arms
+    look far too sure. Draws that are one and the same fit stay in step."""
+    first = next(iter(draws.values()))
+    moved = {}
+    for index, (name, one) in enumerate(draws.items()):
+        order = np.random.default_rng(index).permutation(len(one)) if one is not first else slice(None)
+        moved[name] = replace(one, params={key: value[order] for key, value in one.params.items()})
+    return moved
+
+
+def frontier(draws: Draws, C: Any, *, arm: str | None = None, cost_of_token: CostOfToken | None = None) -> np.ndarray:
+    """L*(C) of every draw, (b, g): a law of C as it is, or the minimum over N of a law of N and D."""
     law, C = draws.law, np.asarray(C, float)
     if law.columns == ("C",):
-        return draws.predict(C=C, **({"arm": np.full(len(C), arm)} if law.by_arm else {}))
+        return draws.predict(C=C, **({"arm": np.full(C.shape, arm)} if law.by_arm else {}))
+    return optimum(law, draws.params, C, arms=draws.fit.arms, arm=arm, cost_of_token=cost_of_token)[0]
+
+
+def optimum(
+    law: Law,
+    params: Mapping[str, Any],
+    C: Any,
+    *,
+    arms: Sequence[str] = (),
+    arm: str | None = None,
+    cost_of_token: CostOfToken | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least loss and the N that has it at every C, (b, g) each, by golden section in log N: a sum of powers of N and of
+    1 / N has one minimum there. `params` lead with an axis of draws. Sizes are not held to those that were measured."""
     if set(law.columns) != {"N", "D"}:
         raise ValueError(
             f"{law.name} is a law of {', '.join(law.columns)}: curves against compute are drawn of laws of C, or of N and D; "
@@ -113,13 +133,11 @@ def frontier(
         )
     from analysis.newton import float64_on_cpu
 
-    cost = cost_of_token or _six
-    values = _parameters(draws, arm)
-    N_n = draws.fit.data.raw["N"]
-    shape = (len(draws), len(C))
-    beyond = np.log(np.maximum(C / float((cost(N_n) * draws.fit.data.raw["D"]).max()), 1.0))
-    low = np.broadcast_to(np.log(N_n.min()) - _FAR, shape).copy()
-    high = np.broadcast_to(np.log(N_n.max()) + _FAR + beyond, shape).copy()
+    cost, C = cost_of_token or six, np.atleast_1d(np.asarray(C, float))
+    values = _of_arm(law, params, arms, arm)
+    shape = np.broadcast_shapes(*(value.shape for value in values.values()), C.shape)
+    low = np.full(shape, _LEAST)
+    high = np.broadcast_to(np.log(C) - _LEAST, shape)
 
     def loss(log_N: np.ndarray) -> np.ndarray:
         N = np.exp(log_N)
@@ -135,7 +153,8 @@ def frontier(
             at_new = loss(new)
             left, right = np.where(down, new, right), np.where(down, left, new)
             at_left, at_right = np.where(down, at_new, at_right), np.where(down, at_left, at_new)
-    return np.minimum(at_left, at_right)
+    down = at_left < at_right
+    return np.where(down, at_left, at_right), np.exp(np.where(down, left, right))
 
 
 def cost_of_token(N: Any, D: Any, C: Any) -> CostOfToken:
@@ -160,7 +179,8 @@ def _of_arms(draws: Draws | Mapping[str, Draws], arms: Sequence[str] | None) -> 
     return {name: known[name] for name in chosen}
 
 
-def _six(N: np.ndarray) -> np.ndarray:
+def six(N: np.ndarray) -> np.ndarray:
+    """FLOPs of a token: 6 N."""
     return 6.0 * N
 
 
@@ -169,7 +189,7 @@ def _cost(given: CostOfToken | Mapping[str, CostOfToken] | None, arm: str) -> Co
         if arm not in given:
             raise ValueError(f"cost_of_token has no {arm!r}: give one for each arm, {', '.join(given)} are there")
         return given[arm]
-    return given or _six
+    return given or six
 
 
 def _measured(draws: Draws, arm: str, cost: CostOfToken) -> tuple[float, float]:
@@ -182,13 +202,13 @@ def _measured(draws: Draws, arm: str, cost: CostOfToken) -> tuple[float, float]:
     return float(C.min()), float(C.max())
 
 
-def _parameters(draws: Draws, arm: str | None) -> dict[str, np.ndarray]:
-    """Each parameter of every draw, of the given arm, as a column (b, 1)."""
-    if draws.law.by_arm and arm not in draws.fit.arms:
-        raise ValueError(f"arm = {arm!r}: the draws are of {', '.join(draws.fit.arms)}")
-    index = draws.fit.arms.index(str(arm)) if draws.law.by_arm else 0
+def _of_arm(law: Law, params: Mapping[str, Any], arms: Sequence[str], arm: str | None) -> dict[str, np.ndarray]:
+    """Each parameter of the given arm as a column (b, 1)."""
+    if law.by_arm and arm not in arms:
+        raise ValueError(f"arm = {arm!r}: the law has {', '.join(arms)}")
+    index = list(arms).index(str(arm)) if law.by_arm else 0
     values = {}
-    for p in draws.law.parameters:
-        value = np.asarray(draws.params[p.name], float)
-        values[p.name] = (value[:, index] if p.per_arm else value)[:, None]
+    for p in law.parameters:
+        value = np.asarray(params[p.name], float)
+        values[p.name] = (value[..., index] if p.per_arm else value)[..., None]
     return values

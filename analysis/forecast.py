@@ -169,7 +169,7 @@ def forecast(
     first, last = given.C[0], given.C[-1]
     if np.abs(difference).max() <= 1e-9 * np.abs(given.loss[more]).max():
         return Refused(reason=f"{more} and {less} have the same curves, so that neither overtakes the other")
-    C_b = _last_overtaking(given.C, difference)
+    C_b = last_overtaking(given.C, difference)
     wins, already = float(np.mean(C_b < np.inf)), float(np.mean(C_b == 0))
     if wins < resolved:
         inside = float(np.mean(difference[:, _nearest(given.C, given.measured[1])] < 0))
@@ -230,7 +230,7 @@ def share_best(
     return shares
 
 
-def _last_overtaking(C: np.ndarray, difference_bg: np.ndarray) -> np.ndarray:
+def last_overtaking(C: np.ndarray, difference_bg: np.ndarray) -> np.ndarray:
     """C from which on the difference stays negative to the end of the grid, log-linear between its points: 0 where it is
     negative everywhere, infinite where it is not at the end."""
     behind = difference_bg >= 0
