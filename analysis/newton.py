@@ -146,7 +146,16 @@ def solve(
                 state["damping"][free], state["fresh"][free], state["done"][free] = 1e-2, True, False
                 state["stage"][free] = state["iteration"][free] = state["total"][free] = state["stalled"][free] = 0
             new, summary = _advance(
-                problem.law, problem.slots, problem.tau, state, weights_nb, log_loss_nb, deltas_sb, low_kb, high_kb, data
+                problem.law,
+                problem.slots,
+                problem.tau,
+                state,
+                weights_nb,
+                log_loss_nb,
+                deltas_sb,
+                low_kb,
+                high_kb,
+                data,
             )
             state = {name: np.array(value) for name, value in new.items()}
             ended = np.flatnonzero(state["done"] & (member_b >= 0))

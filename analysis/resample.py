@@ -21,6 +21,7 @@ from analysis.laws import Law
 from analysis.refusal import Refusal
 
 DRAWS = 400
+EPSILON = 1e-3
 _MINIMUM_CLUSTERS = 6
 _MINIMUM_WILD = 4
 # Webb 2013: six points of mean 0 and variance 1, so that few clusters still give many different resamples.
@@ -32,12 +33,17 @@ class Draws:
     """Parameters refitted to resampled data; arrays of shape (draws,), or (draws, arms) where an arm has its own.
 
     `kind` says what was resampled. `converged` is the share of draws whose fit converged; all are kept.
+
+    Draws of a covariance, and not of refits, carry `near`: parameters a small share EPSILON of the way from the point fit
+    to each draw and to its mirror image. Quantities are then worked out linearly about the point fit: E, A and B are known
+    far less well than the losses that they add up to, and the curvature of that sum would be taken for spread.
     """
 
     fit: Fit
     kind: str
     params: Mapping[str, np.ndarray] = field(repr=False)
     converged: float
+    near: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None = field(default=None, repr=False)
 
     @property
     def law(self) -> Law:
@@ -60,12 +66,20 @@ class Draws:
     def of(self, quantity: Callable[[Mapping[str, Any]], Any], level: float = 0.95) -> tuple[float, float]:
         """Percentile interval of a quantity worked out from the parameters, such as
         `draws.of(lambda p: p["beta"] / (p["alpha"] + p["beta"]))`."""
-        return interval(np.asarray(quantity(self.params)), level)
+        return interval(self.values(quantity), level)
+
+    def values(self, quantity: Callable[[Mapping[str, Any]], Any]) -> np.ndarray:
+        """The quantity for every draw, its axis first."""
+        if self.near is None:
+            return np.asarray(quantity(self.params))
+        point = {name: np.asarray(value)[None] for name, value in self.fit.params.items()}
+        ahead, behind = (np.asarray(quantity(params)) for params in self.near)
+        return np.asarray(quantity(point)) + (ahead - behind) / (2 * EPSILON)
 
     def predict(self, **columns: Any) -> np.ndarray:
         """Loss of every draw at the given columns, of shape (draws, *shape): spread of the MEAN CURVE, not of a new
         run."""
-        return fits.predict(self.law, self.params, self.fit.arms, columns)
+        return self.values(lambda params: fits.predict(self.law, params, self.fit.arms, columns))
 
     def predict_new_run(self, *, seed: int = 0, **columns: Any) -> np.ndarray:
         """As `predict`, with the scatter of one run about the curve: a residual of the fit drawn for every entry, widened

@@ -20,7 +20,7 @@ from analysis import newton, robust
 from analysis.fit import Fit
 from analysis.problem import natural_params, uncentred
 from analysis.refusal import Refusal
-from analysis.resample import Draws, cluster_bootstrap, codes, refuse_repeated, wild_cluster_bootstrap
+from analysis.resample import EPSILON, Draws, cluster_bootstrap, codes, refuse_repeated, wild_cluster_bootstrap
 
 _DRAWS = 2000
 
@@ -99,8 +99,9 @@ def jackknife(fit: Fit, clusters: Any, *, draws: int = _DRAWS, seed: int = 0) ->
     """Draws from a t distribution with the covariance of the fits that leave out one cluster each: the clustered method
     that is least too sure with few clusters (CV3 of MacKinnon, Nielsen and Webb 2023, with G - 1 degrees of freedom).
 
-    Every one of the G fits goes through the whole estimator. Rows that are independent runs are clusters of one. With a
-    delta far below the scatter the fits jump from point to point and this is not consistent: use delta="scatter".
+    Every one of the G fits goes through the whole estimator. Where every row is a cluster of its own, the variance is taken
+    times (n - k) / n, by which leaving single rows out overstates it (HC3 against HC2), with n - k degrees of freedom.
+    With a delta far below the scatter the fits jump from point to point and this is not consistent: use delta="scatter".
     """
     labels_n, _ = codes(clusters, fit, "clusters")
     present = np.unique(labels_n[fit.data.weights_n > 0])
@@ -110,8 +111,11 @@ def jackknife(fit: Fit, clusters: Any, *, draws: int = _DRAWS, seed: int = 0) ->
     weights_gn = fit.data.weights_n * (labels_n[None] != present[:, None])
     solved, _ = fits.estimate(fit, weights_gn)
     apart_gk = solved.theta_mk - fit.theta_k
-    V_kk = (G - 1) / G * apart_gk.T @ apart_gk
-    draws_ = _t_draws(fit, V_kk, G - 1, f"leave-one-out of {G} clusters", draws=draws, seed=seed)
+    V_kk, dof = (G - 1) / G * apart_gk.T @ apart_gk, G - 1
+    if (fit.data.weights_n > 0).sum() == G:
+        dof = max(1, G - fit.problem.k)
+        V_kk = V_kk * dof / G
+    draws_ = _t_draws(fit, V_kk, dof, f"leave-one-out of {G} clusters", draws=draws, seed=seed)
     return replace(draws_, converged=float(np.mean(solved.converged_m)))
 
 
@@ -120,10 +124,19 @@ def _t_draws(fit: Fit, V_kk: np.ndarray, dof: int, kind: str, *, draws: int, see
     root_kk = vectors * np.sqrt(np.maximum(values, 0.0))
     rng = np.random.default_rng(seed)
     t_m = np.sqrt(dof / rng.chisquare(dof, draws))
-    theta_mk = fit.theta_k + (t_m[:, None] * rng.standard_normal((draws, len(values)))) @ root_kk.T
-    theta_mk = np.clip(theta_mk, fit.problem.low_k, fit.problem.high_k)
-    params = natural_params(fit.problem, fit.data, theta_mk)
-    return Draws(fit=fit, kind=f"{kind}, t with {dof} degrees of freedom", params=params, converged=1.0)
+    apart_mk = (t_m[:, None] * rng.standard_normal((draws, len(values)))) @ root_kk.T
+
+    def at(share: float) -> dict[str, np.ndarray]:
+        theta_mk = np.clip(fit.theta_k + share * apart_mk, fit.problem.low_k, fit.problem.high_k)
+        return natural_params(fit.problem, fit.data, theta_mk)
+
+    return Draws(
+        fit=fit,
+        kind=f"{kind}, t with {dof} degrees of freedom",
+        params=at(1.0),
+        converged=1.0,
+        near=(at(EPSILON), at(-EPSILON)),
+    )
 
 
 def default_method(fit: Fit) -> str:
