@@ -2,7 +2,7 @@
 
     envelope(table)                      1: the runs that no cheaper run beats
     isoflop_optimum(isoflop_minima(...)) 2: the least loss over sizes at each budget
-    approaches(table)                    1, 2, and 3 (optimum.parametric) of one table
+    optima(table)                        1, 2, and 3 (optimum.parametric) of one table
 
 Letters: m members (the point estimate, then draws), c budgets or values of compute, g groups of runs of equal compute.
 """
@@ -24,7 +24,7 @@ from analysis.resample import cluster_bootstrap
 DRAWS = 1000
 
 
-def approaches(
+def optima(
     table: Any,
     *,
     law: Law | str = "chinchilla",
@@ -48,8 +48,9 @@ def approaches(
     labels = np.arange(len(full["loss"])) if clusters is None else clusters
 
     def fitted() -> Optimum:
-        names = {name: (columns or {}).get(name, name) for name in fits.named(law).columns}
-        point = fit_law(law, table, columns=names, loss=loss, seed=seed, **of_fit)
+        others = {name: (columns or {}).get(name, name) for name in fits.named(law).columns if name not in full}
+        every = {**{str(name): table[name] for name in table}, **full}
+        point = fit_law(law, every, columns=others, seed=seed, **of_fit)
         resampled = cluster_bootstrap(point, clusters=labels, draws=draws, seed=seed)
         return parametric(resampled, flops_per_token=flops_per_token, level=level)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from analysis.approaches import approaches, envelope, isoflop_optimum
+from analysis.approaches import envelope, isoflop_optimum, optima
 from analysis.fit import LEAST_SQUARES, fit_law, refit
 from analysis.isoflop import isoflop_minima
 from analysis.laws import LAWS, Law, Parameter
@@ -226,16 +226,18 @@ def test_isoflop_refuses_what_it_can_not_regress():
 
 def test_all_approaches_side_by_side_and_one_size_refused_by_each():
     table = isoflops(noise=0.001)
-    found = approaches(table, draws=60)
+    found = optima(table, draws=60)
     assert list(found) == ["envelope", "iso-FLOP", "parametric"]
     assert [one.approach for one in found.values()] == list(found)
     assert found["parametric"].a == pytest.approx(TRUE_A, abs=0.02)
     assert found["iso-FLOP"].a == pytest.approx(TRUE_A, abs=0.05)
-    same = approaches(table.rename(columns={"N": "params", "D": "tokens"}).drop(columns="C"), draws=60,
+    same = optima(table.rename(columns={"N": "params", "D": "tokens"}).drop(columns="C"), draws=60,
                       columns={"N": "params", "D": "tokens"})  # fmt: skip
     for name, one in found.items():
         assert same[name].a == pytest.approx(one.a, rel=1e-9)
-    alone = approaches(table[np.isclose(table["N"], table["N"].iloc[0])], draws=60)
+    without_D = optima(table.drop(columns="D"), draws=60)
+    assert without_D["parametric"].a == pytest.approx(found["parametric"].a, rel=1e-9)
+    alone = optima(table[np.isclose(table["N"], table["N"].iloc[0])], draws=60)
     assert all(isinstance(one, Refused) for one in alone.values())
 
 
