@@ -134,8 +134,6 @@ def fit_law(
     data = prepare(law, table, columns=columns, loss=loss, weights=weights, arm=arm)
     problem = build(law, data, fixed, tied, quantile)
     used = int((data.weights_n > 0).sum())
-    if not problem.k:
-        raise ValueError(f"{law.name}: every parameter is fixed, so there is nothing to fit; free at least one")
     if used <= problem.k:
         raise Refusal(
             f"{law.name} has {problem.k} parameters and {used} runs: fit at least {problem.k + 1} finished runs"

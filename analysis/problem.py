@@ -44,6 +44,8 @@ def prepare(
     if weights_n.shape != loss_n.shape or not np.all(np.isfinite(weights_n)) or np.any(weights_n < 0):
         raise ValueError(f"weights of shape {weights_n.shape}: give {len(loss_n)} finite numbers that are not negative")
     used = weights_n > 0
+    if not used.any():
+        raise Refusal(f"no row has a weight, so there is nothing to fit {law.name} to")
     arms: tuple[str, ...] = ()
     arm_n = np.zeros(len(loss_n), int)
     if law.by_arm:
@@ -60,8 +62,6 @@ def prepare(
         found = len(np.unique(np.round(np.log(raw[name][used]), 6)))
         if found < least:
             raise Refusal(f"{law.name} needs {least} distinct values of {name} and has {found}: add sizes or budgets")
-    if not used.any():
-        raise Refusal(f"no row has a weight, so there is nothing to fit {law.name} to")
     centre = {name: 1.0 for name in law.columns}
     if law.natural is not None:
         centre = {name: float(np.exp(np.log(raw[name][used]).mean())) for name in law.columns}
@@ -143,6 +143,8 @@ def build(law: Law, data: Data, fixed: Mapping[str, float], tied: Mapping[str, s
                 low.append(bounds[0])
                 high.append(bounds[1])
         at[p.name] = tuple(row)
+    if not low:
+        raise ValueError(f"{law.name}: every parameter is fixed, so there is nothing to fit; free at least one")
     slots = tuple(at[name] for name in names)
     constants = np.zeros((len(names), len(arms)))
     for i, p in enumerate(law.parameters):
