@@ -314,21 +314,33 @@ def test_porian_minima_and_their_spread():
 
 @pytest.mark.published
 @published
-def test_a_saturating_fit_of_porian_minima_moves():
-    """Their own weighted fits of L = E + A C^-alpha are the initial guess (148.413, 1 or e^.5, .1) in 9 of 15 experiments."""
-    moved = stuck = 0
+def test_a_saturating_fit_of_porian_minima_moves_from_their_guess():
+    """Their own weighted fits of L = E + A C^-alpha are the initial guess (148.413, 1 or e^.5, .1) in 9 of 15
+    experiments. From that guess alone ours goes where random starts go; one that starts at its optimum is refused."""
+    law = LAWS["power_law_with_asymptote"]
+
+    def starting_at(values, table):
+        centre = np.exp(np.log(table["C"]).mean())  # starts are drawn where columns are centred
+        at = {"E": values["E"], "gamma": values["gamma"], "A": values["A"] * centre ** -values["gamma"]}
+        only = tuple(replace(p, start=(at[p.name], at[p.name])) for p in law.parameters)
+        return fit_law(replace(law, parameters=only), table, starts=2)
+
+    stuck = 0
     for minima, theirs, fits in porian().values():
-        guess = abs(fits["A"] - np.exp(5)) < 1e-3 and abs(fits["alpha"] - 0.1) < 1e-9
-        stuck += guess
-        table = {"C": theirs.index.to_numpy(float), "loss": theirs["loss"].to_numpy()}
-        table = {name: value[np.isfinite(theirs["loss"])] for name, value in table.items()}
-        fit = fit_law("power_law_with_asymptote", table)
-        assert fit.status != "did not move from its start"
-        residual = np.log(table["loss"]) - np.log(fits["E"] + fits["A"] * table["C"] ** -fits["alpha"])
-        if guess:
-            assert fit.rms < 0.25 * np.sqrt(np.mean(residual**2))
-        moved += fit.converged
-        optimum = isoflop_optimum(minima)
-        inside = optimum.loss_at(np.sqrt(optimum.measured[0] * optimum.measured[1]))
+        found = theirs[np.isfinite(theirs["loss"])]
+        table = {"C": found.index.to_numpy(float), "loss": found["loss"].to_numpy()}
+        guess = {"E": fits["E"], "A": fits["A"], "gamma": fits["alpha"]}
+        fit = fit_law(law, table)
+        assert fit.converged
+        if abs(guess["A"] - np.exp(5)) < 1e-3:
+            stuck += 1
+            missed = np.log(table["loss"]) - np.log(guess["E"] + guess["A"] * table["C"] ** -guess["gamma"])
+            assert fit.rms < 0.25 * np.sqrt(np.mean(missed**2))
+            if stuck in (1, 9):  # of the 9, to compile fewer programs
+                moved = starting_at(guess, table)
+                assert moved.converged and moved.objective == pytest.approx(fit.objective, rel=1e-9)
+        inside = isoflop_optimum(minima).loss_at(found.index[len(found) // 2])
         assert inside.value[0] == pytest.approx(float(fit.predict(C=inside.C)[0]), rel=0.01)
-    assert stuck == 9 and moved >= 12
+    assert stuck == 9
+    unmoved = starting_at(fit.flat, table)
+    assert unmoved.status == "did not move from its start" and not unmoved.converged
