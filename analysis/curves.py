@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis.laws import Law
+from analysis.optimum import SIX_N, Cost, cost_of_token
 from analysis.resample import Draws
 
 REACH = 1e4  # how far beyond the largest measured budget curves are drawn, as a factor
@@ -22,7 +23,7 @@ _GOLDEN = (np.sqrt(5) - 1) / 2
 _LEAST = -7.0  # log N from which an optimum is searched, and log D to which
 _STEPS = 55  # of golden section: log N to 1e-9, the loss at its minimum to rounding
 
-CostOfToken = Callable[[np.ndarray], np.ndarray]
+OfArms = Cost | Mapping[str, Cost]  # FLOPs per token, the same for all arms or each arm's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +47,15 @@ class Curves:
         return self.loss[less] - self.loss[more]
 
     def at(self, C: Any, arm: str) -> np.ndarray:
-        """Loss of every draw at C inside the grid, log-log between its points: (b, *shape of C)."""
+        """Loss of every draw at C inside the grid, linear in log C between its points: (b, *shape of C)."""
         C = np.asarray(C, float)
         x, grid = np.log(np.atleast_1d(C)).ravel(), np.log(self.C)
         if x.min() < grid[0] - 1e-9 or x.max() > grid[-1] + 1e-9:
             raise ValueError(f"C = {C!r} is beyond the curves, {self.C[0]:.3g} to {self.C[-1]:.3g}; see reach=")
         i = np.clip(np.searchsorted(grid, x) - 1, 0, len(grid) - 2)
         share = (x - grid[i]) / (grid[i + 1] - grid[i])
-        log_loss = np.log(self.loss[arm])
-        values = np.exp(log_loss[:, i] * (1 - share) + log_loss[:, i + 1] * share)
+        loss = self.loss[arm]
+        values = loss[:, i] * (1 - share) + loss[:, i + 1] * share
         return values.reshape(len(values), *C.shape)
 
 
@@ -64,7 +65,7 @@ def curves(
     arms: Sequence[str] | None = None,
     measured: tuple[float, float] | None = None,
     reach: float = REACH,
-    cost_of_token: CostOfToken | Mapping[str, CostOfToken] | None = None,
+    flops_per_token: OfArms = SIX_N,
     paired: bool = False,
     points: int = _POINTS,
 ) -> Curves:
@@ -72,13 +73,13 @@ def curves(
 
     `draws` are of one law with parameters by arm, or one Draws for each arm; `arms` orders them from more to less
     structure (default: as given). A law of C is taken as it is; of a law of N and D the minimum over N at
-    D = C / cost_of_token(N) is taken, 6 N where that is not given. Separate Draws are of independent runs unless `paired`:
+    D = C / flops_per_token(N) is taken (a number is a factor of N). Separate Draws are of independent runs unless `paired`:
     draws that one seed has made alike are then put out of step, so that their difference has both arms' spread.
     """
     if not reach >= 1:
         raise ValueError(f"reach = {reach!r}: use a factor of at least 1")
     of = _of_arms(draws, arms)
-    cost = {name: _cost(cost_of_token, name) for name in of}
+    cost = {name: cost_of_arm(flops_per_token, name) for name in of}
     ranges = [_measured(one, name, cost[name]) for name, one in of.items()]
     low, high = measured or (max(r[0] for r in ranges), min(r[1] for r in ranges))
     if not 0 < low < high:
@@ -89,7 +90,7 @@ def curves(
     C = np.geomspace(low / BELOW, high * reach, points)
     if isinstance(draws, Mapping) and not paired:
         of = apart(of)
-    loss = {name: frontier(one, C, arm=name, cost_of_token=cost[name]) for name, one in of.items()}
+    loss = {name: frontier(one, C, arm=name, flops_per_token=cost[name]) for name, one in of.items()}
     lengths = {name: len(value) for name, value in loss.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"arms have {lengths} draws: draw the same number for each")
@@ -103,16 +104,19 @@ def apart(draws: Mapping[str, Draws]) -> dict[str, Draws]:
     moved = {}
     for index, (name, one) in enumerate(draws.items()):
         order = np.random.default_rng(index).permutation(len(one)) if one is not first else slice(None)
-        moved[name] = replace(one, params={key: value[order] for key, value in one.params.items()})
+        ordered = [{key: value[order] for key, value in params.items()} for params in (one.params, *(one.near or ()))]
+        moved[name] = replace(one, params=ordered[0], near=(ordered[1], ordered[2]) if one.near else None)
     return moved
 
 
-def frontier(draws: Draws, C: Any, *, arm: str | None = None, cost_of_token: CostOfToken | None = None) -> np.ndarray:
+def frontier(draws: Draws, C: Any, *, arm: str | None = None, flops_per_token: Cost = SIX_N) -> np.ndarray:
     """L*(C) of every draw, (b, g): a law of C as it is, or the minimum over N of a law of N and D."""
     law, C = draws.law, np.asarray(C, float)
     if law.columns == ("C",):
         return draws.predict(C=C, **({"arm": np.full(C.shape, arm)} if law.by_arm else {}))
-    return optimum(law, draws.params, C, arms=draws.fit.arms, arm=arm, cost_of_token=cost_of_token)[0]
+    return draws.values(
+        lambda params: optimum(law, params, C, arms=draws.fit.arms, arm=arm, flops_per_token=flops_per_token)[0]
+    )
 
 
 def optimum(
@@ -122,7 +126,7 @@ def optimum(
     *,
     arms: Sequence[str] = (),
     arm: str | None = None,
-    cost_of_token: CostOfToken | None = None,
+    flops_per_token: Cost = SIX_N,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Least loss and the N that has it at every C, (b, g) each, by golden section in log N: a sum of powers of N and of
     1 / N has one minimum there. `params` lead with an axis of draws. Sizes are not held to those that were measured."""
@@ -133,7 +137,7 @@ def optimum(
         )
     from analysis.newton import float64_on_cpu
 
-    cost, C = cost_of_token or six, np.atleast_1d(np.asarray(C, float))
+    C = np.atleast_1d(np.asarray(C, float))
     values = _of_arm(law, params, arms, arm)
     shape = np.broadcast_shapes(*(value.shape for value in values.values()), C.shape)
     low = np.full(shape, _LEAST)
@@ -141,7 +145,7 @@ def optimum(
 
     def loss(log_N: np.ndarray) -> np.ndarray:
         N = np.exp(log_N)
-        return np.asarray(law.predict(values, {"N": N, "D": C / cost(N)}))
+        return np.asarray(law.predict(values, {"N": N, "D": C / cost_of_token(flops_per_token, N)}))
 
     with float64_on_cpu():
         left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
@@ -157,7 +161,7 @@ def optimum(
     return np.where(down, at_left, at_right), np.exp(np.where(down, left, right))
 
 
-def cost_of_token(N: Any, D: Any, C: Any) -> CostOfToken:
+def measured_cost(N: Any, D: Any, C: Any) -> Callable[[np.ndarray], np.ndarray]:
     """FLOPs of a token as a function of N, from runs: C / (D N) log-log between the sizes, and level beyond them."""
     N, D, C = (np.asarray(values, float) for values in (N, D, C))
     sizes, which = np.unique(N, return_inverse=True)
@@ -179,26 +183,27 @@ def _of_arms(draws: Draws | Mapping[str, Draws], arms: Sequence[str] | None) -> 
     return {name: known[name] for name in chosen}
 
 
-def six(N: np.ndarray) -> np.ndarray:
-    """FLOPs of a token: 6 N."""
-    return 6.0 * N
+def cost_of_arm(given: OfArms, arm: str) -> Cost:
+    if not isinstance(given, Mapping):
+        return given
+    if arm not in given:
+        raise ValueError(f"flops_per_token has no {arm!r}: give one for each arm, {', '.join(given)} are there")
+    return given[arm]
 
 
-def _cost(given: CostOfToken | Mapping[str, CostOfToken] | None, arm: str) -> CostOfToken:
-    if isinstance(given, Mapping):
-        if arm not in given:
-            raise ValueError(f"cost_of_token has no {arm!r}: give one for each arm, {', '.join(given)} are there")
-        return given[arm]
-    return given or six
-
-
-def _measured(draws: Draws, arm: str, cost: CostOfToken) -> tuple[float, float]:
+def _measured(draws: Draws, arm: str, cost: Cost) -> tuple[float, float]:
     data = draws.fit.data
     used = data.weights_n > 0
     if draws.law.by_arm:
         used &= data.arm_n == draws.fit.arms.index(arm)
     raw = {name: column[used] for name, column in data.raw.items()}
-    C = raw["C"] if "C" in raw else cost(raw["N"]) * raw["D"] if {"N", "D"} <= set(raw) else np.array([np.nan])
+    C = (
+        raw["C"]
+        if "C" in raw
+        else cost_of_token(cost, raw["N"]) * raw["D"]
+        if {"N", "D"} <= set(raw)
+        else np.array([np.nan])
+    )
     return float(C.min()), float(C.max())
 
 

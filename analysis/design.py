@@ -21,9 +21,10 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis import fit as fits
-from analysis.curves import CostOfToken, frontier, optimum, six
+from analysis.curves import frontier, optimum
 from analysis.fit import Fit, fit_law
 from analysis.laws import Law, by_arm
+from analysis.optimum import SIX_N, Cost, cost_of_token
 from analysis.refusal import Refusal
 from analysis.resample import Draws, interval
 
@@ -235,7 +236,7 @@ def isoflop_grid(
     within: float = WITHIN,
     replicates: int = 1,
     arms: Sequence[str] = (),
-    cost_of_token: CostOfToken | None = None,
+    flops_per_token: Cost = SIX_N,
 ) -> pd.DataFrame:
     """N, D and C of runs at every budget (FLOPs), `sizes` of them at even steps of log N from N* / within to N* within,
     `replicates` times, and for each of `arms` where they are named. `truth` may have parameters A[arm]."""
@@ -245,13 +246,12 @@ def isoflop_grid(
             f"sizes = {sizes}, within = {within}, replicates = {replicates}: use at least 1, and within > 1"
         )
     values = {name: np.asarray(value, float)[None] for name, value in _named(law, truth, arms).items()}
-    cost = cost_of_token or six
     rows = []
     for arm in arms or (None,):
-        best = optimum(law, values, budgets, arms=arms, arm=arm, cost_of_token=cost)[1][0]
+        best = optimum(law, values, budgets, arms=arms, arm=arm, flops_per_token=flops_per_token)[1][0]
         for C, centre in zip(budgets, best, strict=True):
             for N in centre * np.geomspace(1 / within, within, sizes) if sizes > 1 else [centre]:
-                row = {"N": float(N), "D": float(C / cost(np.asarray(N))), "C": float(C)}
+                row = {"N": float(N), "D": float(C / cost_of_token(flops_per_token, N)), "C": float(C)}
                 rows += [({} if arm is None else {"arm": arm}) | row] * replicates
     return pd.DataFrame(rows)
 

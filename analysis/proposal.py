@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.curves import CostOfToken, Curves, frontier, optimum, six
+from analysis import fit as fits
+from analysis.curves import Curves, OfArms, cost_of_arm, frontier, optimum
 from analysis.design import SIZES, WITHIN
 from analysis.forecast import last_overtaking
+from analysis.optimum import SIX_N, Cost, cost_of_token
 from analysis.refusal import Refusal
 from analysis.resample import Draws
 
@@ -33,8 +35,6 @@ _FAR = 6.0  # robust standard deviations beyond which a draw is moved in: a fit 
 _LEAST = 1e-4  # share of the variance below which a run is not worth a line
 _BUDGETS = 8
 _MAD = 1.482602218505602  # sd of a normal distribution over its median absolute deviation
-
-OfArms = CostOfToken | Mapping[str, CostOfToken] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def propose(
     if isinstance(target, Target):
         name, values = target.name, np.asarray(target.values, float)
     elif isinstance(draws, Draws):
-        name, values = getattr(target, "__name__", "target"), np.asarray(target(draws.params), float)
+        name, values = getattr(target, "__name__", "target"), draws.values(target)
     else:
         raise ValueError("target: with draws for each arm give a Target, such as crossing_target(curves(draws), ...)")
     T_bq = values.reshape(len(values), -1)
@@ -163,10 +163,10 @@ def difference_target(given: Curves, more: str, less: str, C: Any) -> Target:
     return Target(name=f"the difference of {less} and {more} at {where} FLOPs", values=values)
 
 
-def loss_target(draws: Draws, C: Any, *, arm: str | None = None, cost_of_token: CostOfToken | None = None) -> Target:
+def loss_target(draws: Draws, C: Any, *, arm: str | None = None, flops_per_token: Cost = SIX_N) -> Target:
     """L*(C), nats, of one arm, at one or several C."""
     at = np.atleast_1d(np.asarray(C, float))
-    values = frontier(draws, at, arm=arm, cost_of_token=cost_of_token)
+    values = frontier(draws, at, arm=arm, flops_per_token=flops_per_token)
     return Target(
         name=f"L*({', '.join(f'{value:.2g}' for value in at)})" + (f" of {arm}" if arm else ""), values=values
     )
@@ -179,31 +179,32 @@ def candidate_runs(
     beyond: int = 1,
     sizes: int = SIZES,
     within: float = WITHIN,
-    cost_of_token: OfArms = None,
+    flops_per_token: OfArms = SIX_N,
 ) -> pd.DataFrame:
     """Runs one would make: for every arm and budget, `sizes` of them at even steps of log N within a factor `within` of
-    the median N*(C). Default budgets: those of the fitted runs (eight over their range where there are more), and `beyond`
+    the fitted N*(C). Default budgets: those of the fitted runs (eight over their range where there are more), and `beyond`
     larger ones in the same ratio. A law of C has one candidate at each budget."""
     of = draws if isinstance(draws, Mapping) else dict.fromkeys(draws.fit.arms or ("",), draws)
     rows = []
     for arm, one in of.items():
-        cost = (cost_of_token.get(arm) if isinstance(cost_of_token, Mapping) else cost_of_token) or six
+        cost = cost_of_arm(flops_per_token, arm)
         named = {"arm": arm} if arm else {}
         chosen = list(budgets) if budgets is not None else _budgets(one, arm, cost, beyond)
         if one.law.columns == ("C",):
             rows += [{**named, "C": C, "flops": C} for C in chosen]
             continue
-        best = optimum(one.law, one.params, chosen, arms=one.fit.arms, arm=arm or None, cost_of_token=cost)[1]
-        for C, centre in zip(chosen, np.median(best, axis=0), strict=True):
+        point = {key: np.asarray(value)[None] for key, value in one.fit.params.items()}
+        best = optimum(one.law, point, chosen, arms=one.fit.arms, arm=arm or None, flops_per_token=cost)[1][0]
+        for C, centre in zip(chosen, best, strict=True):
             for N in centre * np.geomspace(1 / within, within, sizes):
-                rows.append({**named, "N": float(N), "D": float(C / cost(np.asarray(N))), "flops": float(C)})
+                rows.append({**named, "N": float(N), "D": float(C / cost_of_token(cost, N)), "flops": float(C)})
     return pd.DataFrame(rows)
 
 
-def _budgets(draws: Draws, arm: str, cost: CostOfToken, beyond: int) -> list[float]:
+def _budgets(draws: Draws, arm: str, cost: Cost, beyond: int) -> list[float]:
     data = draws.fit.data
     used = (data.weights_n > 0) & ((data.arm_n == draws.fit.arms.index(arm)) if draws.law.by_arm else True)
-    C = (data.raw["C"] if "C" in data.raw else cost(data.raw["N"]) * data.raw["D"])[used]
+    C = (data.raw["C"] if "C" in data.raw else cost_of_token(cost, data.raw["N"]) * data.raw["D"])[used]
     # Budgets within a few per cent are one.
     steps = np.sort(np.log(C))
     groups = np.split(steps, np.flatnonzero(np.diff(steps) > 0.1) + 1)
@@ -252,7 +253,7 @@ def _predictions(
         x = {c: np.asarray(table[renamed.get(c, c)], float)[rows] for c in one.law.columns}
         if one.law.by_arm and arms is not None:
             x |= {"arm": np.asarray(arms)[rows]}
-        Y_bm[:, rows] = np.log(one.predict(**x))
+        Y_bm[:, rows] = one.values(lambda p, one=one, x=x: np.log(fits.predict(one.law, p, one.fit.arms, x)))
         noise_m[rows] = noise if noise is not None else one.fit.rms
     if not (noise_m > 0).all():
         raise Refusal("the fit leaves no residual, so that the noise of a run is unknown; give noise=")

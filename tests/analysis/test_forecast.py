@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize
 
 from analysis import cluster_bootstrap, fit_law
-from analysis.curves import Curves, cost_of_token, curves, frontier
+from analysis.curves import Curves, curves, frontier, measured_cost
 from analysis.forecast import Forecast, Price, forecast, forecasts, share_best
 from analysis.refusal import Refused
 
@@ -141,7 +141,7 @@ def test_the_frontier_of_a_law_of_size_and_data_is_its_closed_form():
     closed = E + A * N**-alpha + B * (C / 6 / N) ** -beta
     assert frontier(draws, C) == pytest.approx(closed, rel=1e-12)
     # Twice the cost of a token is half the compute.
-    doubled = frontier(draws, 2 * C, cost_of_token=lambda N: 12.0 * N)
+    doubled = frontier(draws, 2 * C, flops_per_token=12.0)
     assert doubled == pytest.approx(closed, rel=1e-12)
 
 
@@ -161,7 +161,7 @@ def test_separate_fits_are_put_out_of_step_unless_paired():
 
 def test_cost_of_a_token_is_read_off_the_runs():
     N = np.array([1e6, 1e7, 1e8])
-    cost = cost_of_token(N, 20 * N, 6 * N * 20 * N * np.array([2.0, 1.5, 1.0]))
+    cost = measured_cost(N, 20 * N, 6 * N * 20 * N * np.array([2.0, 1.5, 1.0]))
     assert cost(np.array([1e5, 1e6, 10**6.5, 1e9])) == pytest.approx([1.2e6, 1.2e7, 6 * 10**6.5 * 3**0.5, 6e9])
 
 
