@@ -147,7 +147,7 @@ def default_method(fit: Fit) -> str:
     return "jackknife" if fit.delta >= 0.5 * sd else "bootstrap"
 
 
-def uncertainty(
+def draw_parameters(
     fit: Fit, *, run_ids: Any = None, clusters: Any = None, method: str | None = None, draws: int = 1000, seed: int = 0
 ) -> Draws:
     """Draws of the fitted parameters by `method` (one of METHODS; by default the one that covers best).

@@ -7,7 +7,7 @@ from scipy import stats
 from analysis.fit import LEAST_SQUARES, fit_law
 from analysis.refusal import Refusal
 from analysis.resample import cluster_bootstrap, wild_cluster_bootstrap
-from analysis.uncertainty import METHODS, covariance, jackknife, leverage, profile, sandwich, uncertainty
+from analysis.uncertainty import METHODS, covariance, draw_parameters, jackknife, leverage, profile, sandwich
 
 
 def line(n=40, noise=0.01, seed=0, clusters=None, between=0.0):
@@ -134,18 +134,18 @@ def test_the_estimator_is_resampled_whole():
 def test_every_method_and_its_refusals(method):
     table, _, _ = line(n=40)
     fit = fitted(table)
-    low, high = uncertainty(fit, method=method, clusters=np.arange(40) // 4, draws=200).intervals()["gamma"]
+    low, high = draw_parameters(fit, method=method, clusters=np.arange(40) // 4, draws=200).intervals()["gamma"]
     assert low < 0.05 < high and high - low < 0.01
     with pytest.raises(Refusal, match=r"run_id 'r0' has 4 rows.*clusters=run_ids"):
-        uncertainty(fit, method=method, run_ids=[f"r{i // 4}" for i in range(40)])
+        draw_parameters(fit, method=method, run_ids=[f"r{i // 4}" for i in range(40)])
 
 
 def test_defaults_and_wrong_names():
     table, _, _ = line(n=40)
-    assert "leave-one-out" in uncertainty(fitted(table)).kind
-    assert "resampled" in uncertainty(fit_law("power_law", table), draws=50).kind
+    assert "leave-one-out" in draw_parameters(fitted(table)).kind
+    assert "resampled" in draw_parameters(fit_law("power_law", table), draws=50).kind
     with pytest.raises(ValueError, match="method = 'jacknife': use one of jackknife"):
-        uncertainty(fitted(table), method="jacknife")
+        draw_parameters(fitted(table), method="jacknife")
     with pytest.raises(ValueError, match="outliers = 'mad': use one of beyond_4_sd"):
         fitted(table, outliers="mad")
 
