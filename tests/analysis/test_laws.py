@@ -3,6 +3,7 @@
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -297,3 +298,9 @@ def test_ranges_are_checked_by_name():
     with pytest.raises(ValueError, match="parameter 'alpah' is not one of chinchilla"):
         laws.by_arm(LAWS["chinchilla"], "alpah")
     assert isinstance(LAWS["chinchilla"].parameters[0], Parameter)
+
+
+def test_the_table_in_the_docs_is_the_catalogue():
+    page = (Path(__file__).parents[2] / "docs" / "laws.md").read_text()
+    for law in LAWS.values():
+        assert f"| `{law.name}` | `{law.formula}` | {', '.join(law.columns)} | {law.source} |" in page, law.name
