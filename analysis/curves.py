@@ -14,14 +14,15 @@ import numpy as np
 
 from analysis.laws import Law
 from analysis.optimum import SIX_N, Cost, cost_of_token
+from analysis.refusal import Refusal
 from analysis.resample import Draws
 
 REACH = 1e4  # how far beyond the largest measured budget curves are drawn, as a factor
 BELOW = 10.0  # how far below the smallest
-_POINTS = 401
+_POINTS = 241
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _LEAST = -7.0  # log N from which an optimum is searched, and log D to which
-_STEPS = 55  # of golden section: log N to 1e-9, the loss at its minimum to rounding
+_STEPS = 42  # of golden section: log N to 1e-7, the loss at its minimum to rounding
 
 OfArms = Cost | Mapping[str, Cost]  # FLOPs per token, the same for all arms or each arm's own
 
@@ -79,6 +80,12 @@ def curves(
     if not reach >= 1:
         raise ValueError(f"reach = {reach!r}: use a factor of at least 1")
     of = _of_arms(draws, arms)
+    for one in of.values():
+        if not one.fit.converged:
+            raise Refusal(
+                f"curves are drawn of a fit that has converged, and {one.law.name} says: {one.fit.status}; let arms share "
+                "what they can not each determine (such as E), or fix it"
+            )
     cost = {name: cost_of_arm(flops_per_token, name) for name in of}
     ranges = [_measured(one, name, cost[name]) for name, one in of.items()]
     low, high = measured or (max(r[0] for r in ranges), min(r[1] for r in ranges))

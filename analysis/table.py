@@ -128,7 +128,7 @@ def _numbers(path: Path, column: pd.Series, name: str) -> np.ndarray:
     if bad.size:
         row, more = int(bad[0]), f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
         given = column.iloc[row].item() if isinstance(column.iloc[row], np.generic) else column.iloc[row]
-        keep = f'--where "{name} == {name}"' if np.isnan(values[row]) else f'--where "{name} > 0"'
+        keep = f'--where "{name} == {name}"' if np.isnan(float(values[row])) else f'--where "{name} > 0"'
         raise ValueError(
             f"{path}: {name} in row {column.index[row]} is {given!r}{more}: laws are fitted to positive finite "
             f"numbers (a run that diverged has no loss); mend the file or leave such rows out with {keep}"

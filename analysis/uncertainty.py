@@ -97,7 +97,7 @@ def sandwich(
 
 def jackknife(fit: Fit, clusters: Any, *, draws: int = _DRAWS, seed: int = 0) -> Draws:
     """Draws from a t distribution with the covariance of the fits that leave out one cluster each: the clustered method
-    that is least too sure with few clusters (CV3 of MacKinnon, Nielsen and Webb 2023, with G - 1 degrees of freedom).
+    that is least too sure with few clusters (CV3J of MacKinnon, Nielsen and Webb 2023, with G - 1 degrees of freedom).
 
     Every one of the G fits goes through the whole estimator. Where every row is a cluster of its own, the variance is taken
     times (n - k) / n, by which leaving single rows out overstates it (HC3 against HC2), with n - k degrees of freedom.
@@ -110,7 +110,7 @@ def jackknife(fit: Fit, clusters: Any, *, draws: int = _DRAWS, seed: int = 0) ->
         raise Refusal(f"{G} clusters: a jackknife needs 3 or more, and is poor below 6; add runs")
     weights_gn = fit.data.weights_n * (labels_n[None] != present[:, None])
     solved, _ = fits.estimate(fit, weights_gn)
-    apart_gk = solved.theta_mk - fit.theta_k
+    apart_gk = solved.theta_mk - solved.theta_mk.mean(axis=0)
     V_kk, dof = (G - 1) / G * apart_gk.T @ apart_gk, G - 1
     if (fit.data.weights_n > 0).sum() == G:
         dof = max(1, G - fit.problem.k)
