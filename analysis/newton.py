@@ -25,6 +25,7 @@ from analysis.laws import Law
 
 LANES = 64
 _ENTRIES = 2**21
+_SHORT = 1024  # rows
 STEP_TOLERANCE = 1e-7  # of the whole Newton step, in internal parameters: what counts as converged
 _STOP = 1e-9  # where a lane stops; from 1e-7 that is one step more
 _ROUNDING = 1e-15  # a gain, as a share of the objective, that its evaluation does not resolve
@@ -114,8 +115,12 @@ def solve(
     high_mk = np.broadcast_to(problem.high_k if high_mk is None else high_mk, (members, k))
     deltas_sm = np.broadcast_to(deltas_sm, (len(deltas_sm), members))
     weights_mn, log_loss_mn = (np.broadcast_to(a, (members, a.shape[1])) for a in (weights_mn, log_loss_mn))
-    # A few tens of arrays of (n, lanes) doubles are alive at once.
-    lanes = max(1, min(LANES, 1 << (members - 1).bit_length(), _ENTRIES // weights_mn.shape[1]))
+    rows = weights_mn.shape[1]
+    padded = _padded(rows)
+    lanes = LANES
+    if padded > _SHORT:  # idle lanes cost more than another compilation
+        # A few tens of arrays of (n, lanes) doubles are alive at once.
+        lanes = max(1, min(LANES, 1 << (members - 1).bit_length(), _ENTRIES // padded))
     out = Solved(
         theta_mk=np.empty((members, k)),
         objective_m=np.empty(members),
@@ -125,9 +130,10 @@ def solve(
         iterations_m=np.zeros(members, int),
     )
     with float64_on_cpu():
-        columns = {name: np.asarray(value, float) for name, value in problem.columns.items()}
-        data = (columns, problem.arm_n, problem.constants)
-        weights_nb, log_loss_nb = np.zeros((2, weights_mn.shape[1], lanes))
+        more = (0, padded - rows)  # rows like the last, without weight
+        columns = {name: np.pad(np.asarray(v, float), more, mode="edge") for name, v in problem.columns.items()}
+        data = (columns, np.pad(problem.arm_n, more, mode="edge"), problem.constants)
+        weights_nb, log_loss_nb = np.zeros((2, padded, lanes))
         low_kb, high_kb, deltas_sb = np.zeros((k, lanes)), np.zeros((k, lanes)), np.ones((len(deltas_sm), lanes))
         state = {name: np.array(value) for name, value in _idle(k, lanes).items()}
         member_b = np.full(lanes, -1)
@@ -139,7 +145,7 @@ def solve(
             waiting += len(free)
             if len(free):
                 member_b[free] = taken
-                weights_nb[:, free], log_loss_nb[:, free] = weights_mn[taken].T, log_loss_mn[taken].T
+                weights_nb[:rows, free], log_loss_nb[:rows, free] = weights_mn[taken].T, log_loss_mn[taken].T
                 low_kb[:, free], high_kb[:, free] = low_mk[taken].T, high_mk[taken].T
                 deltas_sb[:, free] = deltas_sm[:, taken]
                 state["theta"][:, free] = np.clip(theta0_mk[taken], low_mk[taken], high_mk[taken]).T
@@ -170,6 +176,12 @@ def solve(
             if progress is not None and len(ended):
                 progress(finished, members)
     return out
+
+
+def _padded(rows: int) -> int:
+    """Tables of about as many rows share one compiled program."""
+    step = 16 if rows <= 256 else 64
+    return rows if rows > _SHORT else -(-rows // step) * step
 
 
 def _idle(k: int, lanes: int) -> dict[str, Any]:
