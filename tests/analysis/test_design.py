@@ -35,26 +35,26 @@ POWER_LAW = {"A": 30.0, "gamma": 0.06}
 def test_recovered_errors_are_those_of_linear_regression():
     """log L = log A - gamma log C with noise in log loss: the textbook standard errors."""
     sd, x = 0.004, np.log(C_GRID["C"].to_numpy())
-    found = recovery("power_law", POWER_LAW, C_GRID, sd, unit="log", draws=2000, delta=LEAST_SQUARES)
+    found = recovery("power_law", POWER_LAW, C_GRID, sd, unit="log", draws=1000, delta=LEAST_SQUARES)
     squares = ((x - x.mean()) ** 2).sum()
     assert found.converged == 1.0
-    assert found["gamma"].standard_error == pytest.approx(sd / math.sqrt(squares), rel=0.06)
-    assert abs(found["gamma"].bias) < 4 * found["gamma"].standard_error / math.sqrt(2000)
+    assert found["gamma"].standard_error == pytest.approx(sd / math.sqrt(squares), rel=0.09)
+    assert abs(found["gamma"].bias) < 4 * found["gamma"].standard_error / math.sqrt(1000)
     centre = found["loss at the centre"]
-    assert centre.standard_error / centre.truth == pytest.approx(sd / math.sqrt(len(x)), rel=0.06)
+    assert centre.standard_error / centre.truth == pytest.approx(sd / math.sqrt(len(x)), rel=0.09)
     top = found["L*(1e+21)"]
     leverage = 1 / len(x) + (x.max() - x.mean()) ** 2 / squares
-    assert top.standard_error / top.truth == pytest.approx(sd * math.sqrt(leverage), rel=0.06)
+    assert top.standard_error / top.truth == pytest.approx(sd * math.sqrt(leverage), rel=0.09)
     assert top.truth == pytest.approx(30.0 * 1e21**-0.06) and top.low < top.truth < top.high
     # Noise in nats, given as a function of the loss, is the same to first order.
-    nats = recovery("power_law", POWER_LAW, C_GRID, lambda loss: sd * loss, draws=2000, seed=1, delta=LEAST_SQUARES)
-    assert nats["gamma"].standard_error == pytest.approx(found["gamma"].standard_error, rel=0.08)
+    nats = recovery("power_law", POWER_LAW, C_GRID, lambda loss: sd * loss, draws=1000, seed=1, delta=LEAST_SQUARES)
+    assert nats["gamma"].standard_error == pytest.approx(found["gamma"].standard_error, rel=0.12)
     assert "± " in str(found) and set(found.table["quantity"]) >= {"A", "gamma", "loss at the centre"}
 
 
 def test_recovered_errors_of_the_five_parameter_law_are_those_of_its_jacobian():
     grid, sd = isoflop_grid("chinchilla", TRUTH, np.geomspace(1e18, 1e21, 6)), 2e-4
-    found = recovery("chinchilla", TRUTH, grid, sd, unit="log", draws=600, delta=LEAST_SQUARES)
+    found = recovery("chinchilla", TRUTH, grid, sd, unit="log", draws=400, delta=LEAST_SQUARES)
     names = list(TRUTH)
     N, D = grid["N"].to_numpy(), grid["D"].to_numpy()
 
@@ -66,7 +66,7 @@ def test_recovered_errors_of_the_five_parameter_law_are_those_of_its_jacobian():
     J = np.stack([(log_loss(at + h) - log_loss(at - h)) / (2 * h.max()) for h in np.diag(1e-5 * at)], axis=1)
     V = sd**2 * np.linalg.inv(J.T @ J)
     for index, name in enumerate(names):
-        assert found[name].standard_error == pytest.approx(math.sqrt(V[index, index]), rel=0.12)
+        assert found[name].standard_error == pytest.approx(math.sqrt(V[index, index]), rel=0.15)
     alpha, beta = TRUTH["alpha"], TRUTH["beta"]
     slope = np.array([0, 0, 0, -beta, alpha]) / (alpha + beta) ** 2
     assert found["a"].standard_error == pytest.approx(math.sqrt(slope @ V @ slope), rel=0.12)
@@ -102,7 +102,7 @@ def test_a_grid_that_does_not_determine_the_law_is_refused():
 def test_power_and_the_detectable_difference_are_those_of_two_means():
     """With one exponent for both arms, on the same C, the difference is that of two means of n log losses."""
     sd, n = 0.01, len(C_GRID)
-    found = power("power_law", POWER_LAW, C_GRID, sd, gap=0.01, unit="log", draws=3000, delta=LEAST_SQUARES)
+    found = power("power_law", POWER_LAW, C_GRID, sd, gap=0.01, unit="log", draws=2000, delta=LEAST_SQUARES)
     error = sd * math.sqrt(2 / n)
     assert found.rows == 2 * n and found.standard_error == pytest.approx(error, rel=0.05)
     z = stats.norm.isf(0.025)
@@ -110,15 +110,15 @@ def test_power_and_the_detectable_difference_are_those_of_two_means():
     assert found.power == pytest.approx(exact, abs=0.04)
     assert found.detectable == pytest.approx(math.expm1((z + stats.norm.ppf(0.8)) * error), rel=0.05)
     # Where it is not enough, as many copies as are said do find it.
-    noisy = power("power_law", POWER_LAW, C_GRID, 0.015, gap=0.01, unit="log", draws=1500, delta=LEAST_SQUARES)
+    noisy = power("power_law", POWER_LAW, C_GRID, 0.015, gap=0.01, unit="log", draws=1000, delta=LEAST_SQUARES)
     assert noisy.power < 0.7 and noisy.copies == 2
     more = pd.concat([C_GRID] * noisy.copies, ignore_index=True)
-    again = power("power_law", POWER_LAW, more, 0.015, gap=0.01, unit="log", draws=1500, delta=LEAST_SQUARES)
+    again = power("power_law", POWER_LAW, more, 0.015, gap=0.01, unit="log", draws=1000, delta=LEAST_SQUARES)
     assert again.power > 0.77 and again.copies == 1
 
 
 def test_no_gap_is_found_at_the_level():
-    found = power("power_law", POWER_LAW, C_GRID, 0.01, gap=1e-9, unit="log", draws=3000, delta=LEAST_SQUARES)
+    found = power("power_law", POWER_LAW, C_GRID, 0.01, gap=1e-9, unit="log", draws=2000, delta=LEAST_SQUARES)
     assert found.power == pytest.approx(0.05, abs=0.02)
 
 
