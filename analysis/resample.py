@@ -25,7 +25,7 @@ EPSILON = 1e-3
 _MINIMUM_CLUSTERS = 6
 _MINIMUM_WILD = 4
 # Webb 2013: six points of mean 0 and variance 1, so that few clusters still give many different resamples.
-_WEBB = np.sqrt([0.5, 1.0, 1.5]).repeat(2) * np.tile([-1.0, 1.0], 3)
+WEBB = np.sqrt([0.5, 1.0, 1.5]).repeat(2) * np.tile([-1.0, 1.0], 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def wild_cluster_bootstrap(fit: Fit, clusters: Any, *, draws: int = DRAWS, seed:
     labels_n, names = codes(clusters, fit, "clusters")
     if len(names) < _MINIMUM_WILD:
         raise Refusal(f"{len(names)} clusters: a wild bootstrap needs {_MINIMUM_WILD} or more; add runs")
-    signs_bc = np.random.default_rng(seed).choice(_WEBB, size=(draws, len(names)))
+    signs_bc = np.random.default_rng(seed).choice(WEBB, size=(draws, len(names)))
     residual_n = fit.residuals() / np.sqrt(1 - np.minimum(leverage(fit), 0.95))
     fitted_n = fit.data.log_loss_n - fit.residuals()
     losses_bn = fitted_n + signs_bc[:, labels_n] * residual_n

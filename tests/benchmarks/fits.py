@@ -9,6 +9,10 @@ peer. CPU seconds are of this process and its children; a first fit includes com
 compared with SciPy's least squares of the same resample from our optimum and from a start moved at random.
 """
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idle threads of the peers would be counted as work
+
 import argparse
 import importlib.util
 import itertools
