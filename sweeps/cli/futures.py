@@ -6,16 +6,19 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import pandas as pd
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from analysis.refusal import Refused
-from sweeps.cli.sources import Source, arms_of, cost_of, drawn, flops, pairs_of, read
+
+# `lab --help` need not wait for pandas.
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sweeps.cli.sources import Source
 
 Name = Annotated[str, tyro.conf.Positional]
 
@@ -66,6 +69,7 @@ def forecast(
     """
     from analysis import forecast as years
     from analysis.curves import curves
+    from sweeps.cli.sources import arms_of, cost_of, drawn, read
 
     console = Console(highlight=False)
     source = read(table, columns, where)
@@ -159,6 +163,8 @@ def design(
         draws: simulations, or draws of the fitted parameters
         seed: of the draws
     """
+    from sweeps.cli.sources import arms_of, read
+
     console = Console(highlight=False)
     if truth or budgets or table is None:
         found = _before(table, arms, columns, where, law or "chinchilla", truth, budgets, sizes, within, replicates, noise, gap,
@@ -177,8 +183,9 @@ def design(
 def _before(
     table: str | None, arms: Sequence[str], columns: str, where: str, law: str, truth: str, budgets: Sequence[float],
     sizes: int, within: float, replicates: int, noise: float | None, gap: float, draws: int, seed: int, console: Console,
-) -> pd.DataFrame:  # fmt: skip
+) -> "pd.DataFrame":  # fmt: skip
     from analysis.design import isoflop_grid, power, recovery
+    from sweeps.cli.sources import arms_of, pairs_of, read
 
     if not truth:
         raise ValueError(
@@ -210,13 +217,16 @@ def _before(
 
 
 def _after(
-    source: Source, arms: list[str], law: str | None, shared: Sequence[str], target: str, at: float | None,
+    source: "Source", arms: list[str], law: str | None, shared: Sequence[str], target: str, at: float | None,
     budget_flops: float | None, runs: int, repeats: int, noise: float | None, within: float, write: bool,
     study: str | None, method: str | None, draws: int, seed: int, console: Console,
-) -> pd.DataFrame:  # fmt: skip
+) -> "pd.DataFrame":  # fmt: skip
+    import numpy as np
+
     from analysis import proposal
     from analysis.curves import curves, optimum
     from sweeps import propose
+    from sweeps.cli.sources import cost_of, drawn, flops
 
     if write and source.directory is None:
         raise ValueError(
@@ -292,7 +302,7 @@ def _number(name: str, text: str) -> float:
         raise ValueError(f"truth: {name} = {text!r} is not a number") from None
 
 
-def _plain(frame: pd.DataFrame, digits: int = 3) -> Table:
+def _plain(frame: "pd.DataFrame", digits: int = 3) -> Table:
     shown = Table(*map(str, frame.columns), box=None, pad_edge=False)
     for row in frame.itertuples(index=False):
         shown.add_row(*(f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in row))

@@ -7,9 +7,10 @@ import pytest
 from scipy import optimize
 
 from analysis import cluster_bootstrap, fit_law
-from analysis.curves import Curves, curves, frontier, measured_cost
+from analysis.curves import Curves, apart, curves, frontier, measured_cost
 from analysis.forecast import Forecast, Price, forecast, forecasts, share_best
 from analysis.refusal import Refused
+from analysis.uncertainty import covariance, sandwich
 
 PRICE = Price(dollars_per_flop=1e-18, year=2025.0, source="test")
 MORE, LESS = (1.9, 60.0, 0.085), (1.7, 110.0, 0.095)  # E, A, gamma
@@ -157,6 +158,36 @@ def test_separate_fits_are_put_out_of_step_unless_paired():
     assert spread[0] > 3 * spread[1]
     found = forecast(apart, more="more", less="less", dollars=1e4, price=PRICE)
     assert isinstance(found, Forecast)
+
+
+def test_draws_of_a_covariance_are_read_as_linear_about_the_fit():
+    """Such draws carry no parameters of refits: their curves are the fit's and the sandwich's standard error."""
+    fit = chinchilla(1.0).fit
+    draws = sandwich(fit, draws=4000)
+    C = np.array([1e18, 1e22])
+    names, point = list(fit.params), np.array(list(fit.params.values()))
+
+    def best(values):
+        E, A, B, alpha, beta = values
+        N = (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (C / 6) ** (beta / (alpha + beta))
+        return E + A * N**-alpha + B * (C / 6 / N) ** -beta
+
+    # The free parameters are logarithms of centred ones: A of N over its geometric mean, and so on.
+    centre = {name: math.log(value) for name, value in fit.data.centre.items()}
+
+    def natural(theta):
+        E, A, B, alpha, beta = np.exp(theta)
+        return best([E, A * math.exp(alpha * centre["N"]), B * math.exp(beta * centre["D"]), alpha, beta])
+
+    assert names == list(fit.free) == ["E", "A", "B", "alpha", "beta"]
+    J = np.stack([(natural(fit.theta_k + h) - natural(fit.theta_k - h)) / 2e-5 for h in 1e-5 * np.eye(5)], axis=1)
+    V, dof = covariance(fit)
+    curve = frontier(draws, C)
+    assert np.median(curve, axis=0) == pytest.approx(best(point), rel=1e-3)
+    assert curve.std(axis=0) == pytest.approx(np.sqrt(np.diag(J @ V @ J.T) * dof / (dof - 2)), rel=0.05)
+    moved = apart({"a": draws, "b": sandwich(fit, draws=4000)})["b"]
+    assert frontier(moved, C) != pytest.approx(curve)
+    assert np.sort(frontier(moved, C), axis=0) == pytest.approx(np.sort(curve, axis=0))
 
 
 def test_cost_of_a_token_is_read_off_the_runs():
