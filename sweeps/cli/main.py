@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lab.preemption import Preempted
-from sweeps.cli import runs, studies
+from sweeps.cli import futures, runs, studies
 
 COMMANDS = {
     "quickstart": studies.quickstart,
@@ -21,6 +21,8 @@ COMMANDS = {
     "flops": runs.flops,
     "train": runs.train,
     "sample": runs.sample,
+    "forecast": futures.forecast,
+    "design": futures.design,
 }
 DESCRIPTION = (
     "Bitterlab: does a piece of structure still pay when compute grows? Start with `lab quickstart`. "

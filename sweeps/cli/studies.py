@@ -64,23 +64,27 @@ def run(
 
     Example: lab run chung_ladder --workers 2
     Example: lab run ./mine.py --out runs/mine --retry
+    Example: lab run runs/mine (the plan in that directory, such as one that `lab design --write` has added runs to)
 
     Args:
-        study: a shipped study, or a path to a file that defines study(preset)
+        study: a shipped study, a path to a file that defines study(preset), or a directory with a plan
         preset: which size of the study
         out: the study's directory (default: runs/<study's name>)
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
+    from sweeps import propose
     from sweeps.cli.progress import Display
     from sweeps.execute import run as execute
 
     console = Console(stderr=True)
-    console.print(f"planning {study}; the first time, the corpus is read and tokenized")
-    solved = make_plan(load(study, preset))
+    written = Path(study) if (Path(study) / records.PLAN).exists() else None
+    if written is None:
+        console.print(f"planning {study}; the first time, the corpus is read and tokenized")
+    solved = make_plan(load(study, preset)) if written is None else propose.read(written)
     kind, places = local.slots(workers)
-    directory = out or Path("runs") / solved.study.name
+    directory = out or written or Path("runs") / solved.study.name
     if retry and (directory / records.PLAN).exists():
         console.print(f"{Store(directory).retry()} failed runs will be tried again")
     console.print(
