@@ -11,8 +11,9 @@ smaller.
 # pandas' own annotations lose the type of a column; its errors are not this file's.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +23,7 @@ from scipy import stats
 
 from analysis.frame import CONVENTIONS, compact, finished
 from analysis.isoflop import SIZE, Minima, Minimum
+from analysis.multiplicity import holm
 from analysis.noise import Noise
 from analysis.refusal import Refused
 
@@ -56,15 +58,21 @@ class Difference:
         return self.p_holm < ALPHA
 
 
+Kind = Literal["A better", "B better", "crosses at", "no difference larger than", "not resolved", "refused"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A is the arm and B the baseline. `sentence` is for people; `detail` says what it rests on."""
+    """A is the arm and B the baseline. `sentence` is for people; `detail` says what it rests on. `at` is the compute of
+    'crosses at' (FLOPs), `bound` the difference (nats) that 'no difference larger than' speaks of."""
 
     arm: str
     baseline: str
-    kind: Literal["A better", "B better", "crosses", "not resolved", "refused"]
+    kind: Kind
     sentence: str
     detail: str = ""
+    at: float | None = None
+    bound: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,23 +175,19 @@ def _with_power(difference: Difference, level: float) -> Difference:
     return replace(difference, detectable=detectable, seeds_needed=seeds)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: valid under any dependence between the comparisons."""
-    order = np.argsort(p)
-    corrected, running = [1.0] * len(p), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p) - rank) * p[index]))
-        corrected[index] = running
-    return corrected
-
-
 # --- in words
 # ----------------------------------------------------------------------------------------------------------
 
 
-def verdict(arm: str, baseline: str, compared: Compared) -> Verdict:
+def verdict(
+    arm: str, baseline: str, compared: Compared, *, margin: float | None = None, at: float | None = None
+) -> Verdict:
     """One word for the arm against the baseline. It speaks of the largest budget where they could be compared; arms
-    that are resolved with opposite signs at two budgets cross."""
+    that are resolved with opposite signs at two budgets cross. With a `margin` (nats), arms whose intervals lie within
+    +-margin at every budget are equivalent, whatever the sign of their difference. `at` is where a crossing is, if that is
+    known better than from the differences themselves."""
+    if margin is not None and not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"margin = {margin!r}: use the largest difference in nats that does not matter, such as 0.01")
     mine = {budget: value for (name, budget), value in sorted(compared.items()) if name == arm}
     judged = [value for value in mine.values() if isinstance(value, Difference)]
     if not judged:
@@ -202,10 +206,27 @@ def verdict(arm: str, baseline: str, compared: Compared) -> Verdict:
     better = [value for value in resolved if value.value < 0]
     worse = [value for value in resolved if value.value > 0]
     detail = f"Compared at: {last.basis}.{beyond}"
+    bound = max(max(abs(value.low), abs(value.high)) for value in judged)
+    if margin is not None and bound <= margin:
+        signed = f" {_by(last)}." if last.resolved else ""
+        sentence = (
+            f"{arm} and {baseline} differ by no more than {bound:.2g} nats between {compact(judged[0].budget)} and "
+            f"{compact(last.budget)} FLOPs, which is within the margin of {margin:g}."
+        )
+        return Verdict(
+            arm=arm,
+            baseline=baseline,
+            kind="no difference larger than",
+            sentence=sentence,
+            detail=f"The 95% intervals lie within the margin at every budget.{signed} {detail}",
+            bound=bound,
+        )
     if better and worse:
         first, second = sorted((better[-1], worse[-1]), key=lambda value: value.budget)
-        sentence = f"{arm} and {baseline} cross: {_by(first)}, and {_by(second)}."
-        return Verdict(arm=arm, baseline=baseline, kind="crosses", sentence=sentence, detail=detail)
+        between = [value for value in judged if first.budget <= value.budget <= second.budget]
+        at = at if at is not None and first.budget <= at <= second.budget else _zero(between)
+        sentence = f"{arm} and {baseline} cross at about {compact(at)} FLOPs: {_by(first)}, and {_by(second)}."
+        return Verdict(arm=arm, baseline=baseline, kind="crosses at", sentence=sentence, detail=detail, at=at)
     if last.resolved:
         kind = "A better" if last.value < 0 else "B better"
         return Verdict(arm=arm, baseline=baseline, kind=kind, sentence=f"{_by(last)}.", detail=detail)
@@ -222,11 +243,19 @@ def verdict(arm: str, baseline: str, compared: Compared) -> Verdict:
     )
 
 
+def _zero(between: list[Difference]) -> float:
+    """Where the differences change sign for the last time, linear in log C; the first and the last have opposite
+    signs."""
+    before, after = [pair for pair in itertools.pairwise(between) if pair[0].value * pair[1].value <= 0][-1]
+    share = before.value / (before.value - after.value) if before.value != after.value else 0.5
+    return float(before.budget * (after.budget / before.budget) ** share)
+
+
 def _by(difference: Difference) -> str:
     names = (difference.arm, difference.baseline)
     better, worse = names if difference.value < 0 else names[::-1]
     low, high = sorted((abs(difference.low), abs(difference.high)))
-    at = "" if difference.basis.startswith("iso") else ", at the same rung"
+    at = {"same": ", at the same rung", "law": ", by the fitted law"}.get(difference.basis.split()[0].rstrip(","), "")
     return (
         f"{better} is better than {worse} by {abs(difference.value):.2g} nats (95% interval {low:.2g} to {high:.2g}, "
         f"Holm-corrected p = {difference.p_holm:.2g}) at {compact(difference.budget)} FLOPs{at}"
@@ -235,8 +264,12 @@ def _by(difference: Difference) -> str:
 
 def _unresolved(difference: Difference) -> str:
     text = (
-        f"This design finds a true difference of {difference.detectable:.2g} nats with {POWER:.0%} power after correction "
-        "for the number of comparisons; a smaller one it may miss."
+        ""
+        if math.isnan(difference.detectable)
+        else (
+            f"This design finds a true difference of {difference.detectable:.2g} nats with {POWER:.0%} power after correction "
+            "for the number of comparisons; a smaller one it may miss."
+        )
     )
     if difference.low > 0 or difference.high < 0:
         text += f" The interval excludes 0, but p = {difference.p_holm:.2g} after correction does not reach {ALPHA}."

@@ -4,31 +4,43 @@ Arms that share E, alpha and beta have frontiers E + G C^-(alpha beta / (alpha +
 proportional: such curves never cross, whatever the data say. A crossing is therefore read off the measured differences
 (`measured_draws`), or off fits in which exponents differ by arm, never off `chinchilla_by_arm`.
 
-An arm's cost of a token as a function of its size is not assumed to be 6 N: log(FLOPs per token) is interpolated in
-log N over the arm's own runs. Sizes are searched inside those that the arm has run.
+For a study's records (`frontier`) an arm's cost of a token as a function of its size is not assumed to be 6 N:
+log(FLOPs per token) is interpolated in log N over the arm's own runs. Sizes are searched inside those that the arm has
+run. For any table, `law_curves` draws each arm's compute-optimal frontier, or its losses along a given path of sizes,
+from draws of fits whose exponents or asymptotes are each arm's own, and `crossing_of` reads the crossing off.
 """
 
 # pandas' own annotations lose the type of a column; its errors are not this file's.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import interpolate
 
 from analysis.compare import Difference
+from analysis.curves import BELOW, Curves, OfArms, apart, cost_of_arm, curves
 from analysis.fit import Fit
 from analysis.frame import compact, finished
 from analysis.isoflop import SIZE
+from analysis.laws import LAWS
+from analysis.optimum import SIX_N
+from analysis.refusal import Refusal
 from analysis.resample import Draws
+
+Path = Callable[
+    [np.ndarray], Mapping[str, Any]
+]  # from C to the law's columns, such as N and D at 20 tokens per parameter
 
 COLUMNS = {"N": SIZE, "D": "tokens_seen"}  # what the law's letters are in a frame
 _SIZES = 48
 _REACH = 10.0  # how far beyond the measured budgets a crossing is looked for, as a factor
 _GRID = 241
+_SAME = 0.02  # budgets that differ by less are one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +133,7 @@ def crossing(
     """From differences arm minus baseline of every draw on the grid C, which contains the budgets."""
     budgets = sorted(float(budget) for budget in budgets)
     sign = np.sign(difference_bC)
-    located = np.array([_first_crossing(C, row) for row in difference_bC])
+    located = _first_crossing(C, difference_bC)
     # A draw that never crosses lies beyond the end at which its sign differs from that of most draws.
     usual_end = 1.0 if np.mean(sign[:, -1] > 0) >= 0.5 else -1.0
     never = np.isnan(located)
@@ -143,10 +155,83 @@ def crossing(
     )
 
 
-def _first_crossing(C: np.ndarray, difference: np.ndarray) -> float:
-    change = np.flatnonzero(np.sign(difference[:-1]) * np.sign(difference[1:]) < 0)
-    if not change.size:
-        return math.nan
-    i = change[0]
-    share = difference[i] / (difference[i] - difference[i + 1])
-    return float(math.exp(math.log(C[i]) + share * (math.log(C[i + 1]) - math.log(C[i]))))
+def _first_crossing(C: np.ndarray, difference_bC: np.ndarray) -> np.ndarray:
+    """Linear in log C between the points of the grid; NaN where a draw does not cross."""
+    change = np.sign(difference_bC[:, :-1]) * np.sign(difference_bC[:, 1:]) < 0
+    i = change.argmax(axis=1)[:, None]
+    before, after = (np.take_along_axis(difference_bC, i + k, axis=1)[:, 0] for k in (0, 1))
+    crosses = change.any(axis=1)
+    share = before / np.where(crosses, before - after, 1.0)
+    log_C = np.log(C)
+    at = log_C[i[:, 0]] + share * (log_C[i[:, 0] + 1] - log_C[i[:, 0]])
+    return np.where(crosses, np.exp(at), np.nan)
+
+
+# --- from draws of fitted laws ---------------------------------------------------------------------------------------
+
+
+def law_curves(
+    draws: Draws | Mapping[str, Draws],
+    *,
+    arms: Sequence[str],
+    measured: tuple[float, float],
+    path: Path | None = None,
+    flops_per_token: OfArms = SIX_N,
+    paired: bool = False,
+    reach: float = 100.0,
+    points: int = _GRID,
+) -> Curves:
+    """Loss against compute of every draw and arm, from a tenth of the smallest `measured` compute to `reach` times the
+    largest: along the compute-optimal frontier, or along `path`.
+
+    `draws` are of one fit with parameters by arm, or one Draws for each arm. Draws of one fit are as paired as its
+    clusters: a label that two arms share is resampled in both. Separate Draws are put out of step unless `paired`, which
+    is right only where their runs are (equal resample indices).
+    """
+    of: dict[str, Draws] = dict(draws) if isinstance(draws, Mapping) else dict.fromkeys(arms, draws)
+    unknown = [name for name in arms if name not in of or (of[name].law.by_arm and name not in of[name].fit.arms)]
+    if unknown:
+        raise ValueError(f"arm = {unknown[0]!r}: there are no draws of it")
+    of = {name: of[name] for name in arms}
+    five = all(one.law.predict is LAWS["chinchilla"].predict for one in of.values())
+    proportional = not any(callable(cost_of_arm(flops_per_token, name)) for name in arms)
+    if path is None and not (five and proportional):
+        return curves(draws, arms=arms, measured=measured, reach=reach, flops_per_token=flops_per_token, paired=paired,
+                      points=points)  # fmt: skip
+    for one in of.values():
+        if not one.fit.converged:
+            raise Refusal(f"{one.law.name} was not fitted ({one.fit.status}), so its draws locate no crossing")
+    if isinstance(draws, Mapping) and not paired:
+        of = apart(of)
+    C = np.geomspace(measured[0] / BELOW, measured[1] * reach, points)
+    loss = {}
+    for name, one in of.items():
+        if path is not None:
+            names = {"arm": np.full(C.shape, name)} if one.law.by_arm else {}
+            loss[name] = one.predict(**path(C), **names)
+        else:
+            cost = float(cost_of_arm(flops_per_token, name))  # pyright: ignore[reportArgumentType]
+            loss[name] = one.values(lambda p, one=one, name=name, cost=cost: _closed_form(one, p, name, C / cost))
+    return Curves(C=C, loss=loss, measured=(float(measured[0]), float(measured[1])))
+
+
+def _closed_form(draws: Draws, params: Mapping[str, Any], arm: str, ND: np.ndarray) -> np.ndarray:
+    """L* of the five-parameter law where N D is given (Hoffmann et al. 2022, equation 4): (b, C)."""
+    p = {}
+    for parameter in draws.law.parameters:
+        value = np.asarray(params[parameter.name], float)
+        p[parameter.name] = (value[..., draws.fit.arms.index(arm)] if parameter.per_arm else value)[..., None]
+    E, A, B, alpha, beta = (p[name] for name in ("E", "A", "B", "alpha", "beta"))
+    N = (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * ND ** (beta / (alpha + beta))
+    return E + A * N**-alpha + B * (ND / N) ** -beta
+
+
+def crossing_of(given: Curves, *, arm: str, baseline: str, budgets: Sequence[float] = ()) -> Crossing:
+    """Where the curves of two arms cross, with P(arm better) at `budgets` beside the ends of the measured range."""
+    low, high = given.measured
+    inside = [float(C) for C in budgets if low * (1 + _SAME) < C < high / (1 + _SAME)]
+    at = np.unique([low, high, *inside])
+    C = np.unique(np.concatenate([given.C, at]))
+    difference = np.concatenate([given.difference(baseline, arm), given.at(at, arm) - given.at(at, baseline)], axis=1)
+    _, order = np.unique(np.concatenate([given.C, at]), return_index=True)
+    return crossing(C, difference[:, order], arm=arm, baseline=baseline, budgets=at.tolist())
