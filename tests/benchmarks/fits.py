@@ -239,13 +239,14 @@ def largest_gap(fit: Any, n: int) -> float:
 
 
 def wide_deep(table: pd.DataFrame, say: Callable[..., None]) -> None:
-    """The width/depth law on shapes that give about the table's sizes."""
+    """The width/depth law on shapes that give the table's sizes, with losses that follow it."""
     if "width_depth" not in LAWS:
         return
     rng = np.random.default_rng(2)
     depth = rng.integers(6, 48, len(table))
     width = np.sqrt(table["N"].to_numpy() / 12 / depth)
-    shapes = table.assign(width=width, depth=depth)
+    loss = 1.7 + 18 * width**-0.45 + 0.9 * depth**-0.6 + 1500 * table["D"].to_numpy() ** -0.36
+    shapes = table.assign(width=width, depth=depth, loss=loss * np.exp(0.0075 * rng.standard_normal(len(table))))
     fit_law("width_depth", shapes)
     fit, c, w = timed(lambda: fit_law("width_depth", shapes, starts=STARTS))
     say("ours, width/depth law", f"{STARTS} starts", c, w, f"{fit.agree:.1%} of starts at the optimum")
