@@ -52,7 +52,7 @@ STYLE = {
 def svg(figure: Figure) -> str:
     """One <svg> element for an HTML page, the same for the same figure."""
     buffer = io.StringIO()
-    with _style():
+    with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -61,12 +61,12 @@ def svg(figure: Figure) -> str:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Writes .png, .svg or .pdf, by the name's ending."""
-    with _style():
+    with style():
         figure.savefig(Path(path), dpi=160)
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     with matplotlib.rc_context(STYLE):
         yield
 
@@ -86,7 +86,7 @@ def _line(answer: Answer, arm: str) -> dict[str, Any]:
 
 def headline(answer: Answer) -> Figure:
     """Best loss against compute, and its difference to the baseline with 95% intervals."""
-    with _style():
+    with style():
         figure = Figure(figsize=(9.4, 4.1), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
         t = _t(answer)
@@ -143,7 +143,7 @@ def isoflops(answer: Answer) -> Figure:
     """One panel for each budget: loss against body parameters, the parabolas and their minima."""
     columns = min(3, len(answer.budgets))
     rows = -(-len(answer.budgets) // columns)
-    with _style():
+    with style():
         figure = Figure(figsize=(3.15 * max(columns, 2), 3.1 * rows + 0.5), layout="constrained")
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         done = finished(answer.frame)
@@ -167,7 +167,7 @@ def isoflops(answer: Answer) -> Figure:
             axes.set_title(f"{compact(budget)} FLOPs", loc="left")
             axes.set_xscale("log")
             if not here.empty:
-                _nice_log_ticks(axes, here[SIZE].min(), here[SIZE].max())
+                log_ticks(axes, here[SIZE].min(), here[SIZE].max())
             axes.set_xlabel("body parameters")
         for axes in panels[len(answer.budgets) :]:
             axes.set_visible(False)
@@ -183,7 +183,7 @@ def isoflops(answer: Answer) -> Figure:
 def residuals(answer: Answer, law: Fit) -> Figure:
     """What the shared law leaves of every run, by arm and budget: structure here is misfit, not noise."""
     rows = finished(answer.frame).assign(residual=100 * law.residuals()).sort_values(["budget", SIZE, "replicate"])
-    with _style():
+    with style():
         figure = Figure(figsize=(9.4, 3.0), layout="constrained")
         axes = figure.subplots()
         if isinstance(answer.noise, Noise):
@@ -221,7 +221,7 @@ def positions(answer: Answer) -> Figure | None:
     done = done[done["budget"] == max(answer.budgets)]
     if done.empty:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(9.4, 3.3), layout="constrained")
         axes = figure.subplots()
         for arm in answer.arms:
@@ -232,7 +232,7 @@ def positions(answer: Answer) -> Figure | None:
             curves = np.array(mine.loc[mine[SIZE] == size, "loss_per_position"].tolist(), float)
             mean = curves.mean(axis=0)
             look = {**_look(answer, arm), "markersize": 3.5}
-            label = f"{arm} ({_count(float(size))} body parameters)"
+            label = f"{arm} ({count(float(size))} body parameters)"
             axes.plot(np.arange(1, len(mean) + 1), mean, label=label, markevery=max(1, len(mean) // 16), **look)
         axes.set_xlabel("target position")
         axes.set_ylabel("loss (nats)")
@@ -259,17 +259,17 @@ def _compute_axis(axes: Axes, answer: Answer) -> None:
     axes.set_xlim(first / pad, last * pad)
 
 
-def _nice_log_ticks(axes: Axes, low: float, high: float) -> None:
+def log_ticks(axes: Axes, low: float, high: float) -> None:
     """Three to five round numbers, few enough never to touch."""
     decades = [10.0**power for power in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)]
-    steps = (1, 2, 5) if high / low < 100 else (1,)
+    steps = (1, 2, 5) if high / low < 20 else (1, 3) if high / low < 200 else (1,)
     ticks = [decade * step for decade in decades for step in steps if low * 0.8 <= decade * step <= high * 1.25]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
     for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= scale:
             return f"{value / scale:.3g}{unit}"

@@ -120,35 +120,35 @@ def verdict_json(answer: Answer) -> dict[str, Any]:
         "schema": records.SCHEMA,
         "study": answer.study["name"],
         "baseline": answer.baseline,
-        "verdicts": [_plain(verdict) for verdict in answer.verdicts],
+        "verdicts": [plain(verdict) for verdict in answer.verdicts],
         "differences": [
-            {"arm": arm, "budget": budget, **_plain(value)} for (arm, budget), value in answer.differences.items()
+            {"arm": arm, "budget": budget, **plain(value)} for (arm, budget), value in answer.differences.items()
         ],
-        "minima": [{"arm": arm, "budget": budget, **_plain(m)} for (arm, budget), m in answer.minima.items()],
-        "noise": _plain(answer.noise),
-        "lack_of_fit": _plain(answer.lack_of_fit),
-        "law": {"name": law.law.name, "status": law.status, "params": _plain(law.flat), "objective": law.objective}
+        "minima": [{"arm": arm, "budget": budget, **plain(m)} for (arm, budget), m in answer.minima.items()],
+        "noise": plain(answer.noise),
+        "lack_of_fit": plain(answer.lack_of_fit),
+        "law": {"name": law.law.name, "status": law.status, "params": plain(law.flat), "objective": law.objective}
         if isinstance(law, Fit)
-        else _plain(law),
-        "crossings": {arm: _plain(value) for arm, value in answer.crossings.items()},
-        "readings": [_plain(reading) for reading in answer.readings],
-        "sensitivity": [_plain(row) for row in answer.sensitivity],
+        else plain(law),
+        "crossings": {arm: plain(value) for arm, value in answer.crossings.items()},
+        "readings": [plain(reading) for reading in answer.readings],
+        "sensitivity": [plain(row) for row in answer.sensitivity],
         "caveats": list(answer.caveats),
         "runs": answer.frame.drop_duplicates("run_id")["status"].value_counts().to_dict(),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     import numpy as np
 
     if dataclasses.is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -110,9 +110,9 @@ def clusters_of(frame: pd.DataFrame) -> str | None:
     A name whose rows differ in N is that of a family of models, and not of a run.
     """
     for name in _CLUSTERS:
-        if name in frame and frame[name].duplicated().any() and frame[name].nunique() > 1:
-            if "N" not in frame or frame.groupby(name, sort=False)["N"].nunique().max() == 1:
-                return name
+        repeats = name in frame and frame[name].duplicated().any() and frame[name].nunique() > 1
+        if repeats and ("N" not in frame or frame.groupby(name, sort=False)["N"].nunique().max() == 1):
+            return name
     return None
 
 

@@ -9,18 +9,20 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lab.preemption import Preempted
-from sweeps.cli import futures, runs, studies
+from sweeps.cli import fits, futures, runs, studies
 
 COMMANDS = {
     "quickstart": studies.quickstart,
     "plan": studies.plan,
     "run": studies.run,
     "status": studies.status,
-    "report": studies.report,
+    "report": fits.report,
     "describe": runs.describe,
     "flops": runs.flops,
     "train": runs.train,
     "sample": runs.sample,
+    # Laws on any table of runs.
+    "fit": fits.fit,
     "forecast": futures.forecast,
     "design": futures.design,
 }
