@@ -11,9 +11,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def strict_jax():
-    """No silent broadcasting between ranks anywhere in the lab."""
+def strict_jax(tmp_path_factory):
+    """No silent broadcasting between ranks anywhere in the lab; what one test process has compiled serves the others."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(autouse=True)
