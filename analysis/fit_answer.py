@@ -29,7 +29,7 @@ from analysis.refusal import Refusal, Refused, attempt
 from analysis.resample import Draws
 from analysis.score import Candidate, Score, scores
 from analysis.table import clusters_of
-from analysis.uncertainty import METHODS, default_method, draw_parameters
+from analysis.uncertainty import METHODS, coverage_note, default_method, draw_parameters
 
 DRAWS = 1000
 LARGE = 20_000  # rows above which what costs a fit for each row, or for each design, is not done
@@ -122,6 +122,8 @@ def analyse_fit(
     lack = attempt(lambda: lack_of_fit(_small(fit, n, "lack of fit")))
     scored = _scored(fit, table, arm, clusters, row_weights, holdout, {**options, "starts": used}, seed, tell)
     notes = [*table.attrs.get("notes", ()), *said]
+    if isinstance(drawn, Draws) and (missed := coverage_note(drawn)):
+        notes.append(missed)
     if used < fits.STARTS and starts is None:
         notes.append(f"{used} starts instead of {fits.STARTS}, because of {n:,} rows.")
     reasons = _reasons(fit, table, drawn, lack, scored)

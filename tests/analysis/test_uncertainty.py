@@ -7,7 +7,16 @@ from scipy import stats
 from analysis.fit import LEAST_SQUARES, fit_law
 from analysis.refusal import Refusal
 from analysis.resample import cluster_bootstrap, wild_cluster_bootstrap
-from analysis.uncertainty import METHODS, covariance, draw_parameters, jackknife, leverage, profile, sandwich
+from analysis.uncertainty import (
+    METHODS,
+    covariance,
+    coverage_note,
+    draw_parameters,
+    jackknife,
+    leverage,
+    profile,
+    sandwich,
+)
 
 
 def line(n=40, noise=0.01, seed=0, clusters=None, between=0.0):
@@ -148,6 +157,17 @@ def test_defaults_and_wrong_names():
         draw_parameters(fitted(table), method="jacknife")
     with pytest.raises(ValueError, match="outliers = 'mad': use one of beyond_4_sd"):
         fitted(table, outliers="mad")
+
+
+def test_known_misses_are_labelled():
+    table, _, _ = line(n=30)
+    squares, absolute = fitted(table), fit_law("power_law", table)
+    assert coverage_note(jackknife(squares, range(30))) is None
+    assert "97-98%" in str(coverage_note(jackknife(squares, np.arange(30) // 3)))
+    assert "87-92%: too narrow" in str(coverage_note(jackknife(absolute, range(30))))
+    assert "too narrow" in str(coverage_note(wild_cluster_bootstrap(squares, np.arange(30) // 3, draws=20)))
+    assert "too wide" in str(coverage_note(cluster_bootstrap(absolute, range(30), draws=20)))
+    assert coverage_note(cluster_bootstrap(squares, range(30), draws=20)) is None
 
 
 def test_a_fit_on_its_bound_has_no_covariance():
