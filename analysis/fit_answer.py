@@ -162,7 +162,7 @@ def attempt_draws(
     if found is not None:
         counts = table[found].value_counts()
         return Refused(
-            reason=f"{found} {counts.index[0]!r} has {counts.iloc[0]} rows, which are not independent: an interval that "
+            reason=f"{found} {str(counts.index[0])!r} has {counts.iloc[0]} rows, which are not independent: an interval that "
             f"resamples rows would be several times too sure; resample whole runs with --clusters {found}"
         ), []
     labels = None if clusters is None else table[clusters].astype(str).tolist()
