@@ -7,8 +7,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.cli.sources import read
-
 Name = Annotated[str, tyro.conf.Positional]
 
 
@@ -60,6 +58,7 @@ def compare(
     """
     from analysis.arms import compare_arms
     from analysis.compare import Difference
+    from sweeps.cli.sources import read
 
     console = Console(highlight=False)
     named = columns if arm == "arm" or "arm=" in columns else ",".join(filter(None, [columns, f"arm={arm}"]))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lab.preemption import Preempted
-from sweeps.cli import fits, futures, runs, studies
+from sweeps.cli import arms, fits, futures, runs, studies
 
 COMMANDS = {
     "quickstart": studies.quickstart,
@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": runs.sample,
     # Laws on any table of runs.
     "fit": fits.fit,
+    "compare": arms.compare,
     "forecast": futures.forecast,
     "design": futures.design,
 }
