@@ -281,8 +281,7 @@ def _curves(
 
 
 def _by_law(given: Curves | Refused, tested: Nested | Refused, arm: str, baseline: str) -> dict[float, Difference]:
-    """At the ends and the middle of the common range. That arms differ at all is tested by the nested laws: no difference
-    is more certain than that."""
+    """At the ends and the middle of the common range."""
     given, tested = _there(given), _there(tested)
     level = tested.level(_used(tested))
     dof = max(1, level.fit.rows - level.fit.problem.k)
@@ -301,7 +300,7 @@ def _by_law(given: Curves | Refused, tested: Nested | Refused, arm: str, baselin
             dof=dof,
             low=low,
             high=high,
-            p=max(tested.p, float(2 * stats.t.sf(abs(value) / error, dof)) if error > 0 else 1.0),
+            p=float(2 * stats.t.sf(abs(value) / error, dof)) if error > 0 else 1.0,
             basis=f"law, {level.name}: {tested.law.name}",
         )
     return found
@@ -340,26 +339,34 @@ def _pinned(given: Curves, drawn: Draws | Refused, arm: str, baseline: str) -> G
         raise Refusal(f"{baseline}'s asymptote is not below its losses in half of the draws")
     usable = (first > last) & (last > 0)
     exponent = np.log(np.where(usable, first / np.where(usable, last, 1.0), np.e)) / np.log(high / np.sqrt(low * high))
-    # A draw without an asymptote below the loss is one in which no compute reaches it.
-    E = np.where(usable, E, np.inf)
     better, worse = (given.at(high, name) for name in (arm, baseline))
+    # A draw without an asymptote below the losses is one in which no compute reaches the better one.
     return pinned_speedup(
-        better, worse, asymptote=np.where(np.isfinite(E), E, np.maximum(better, worse) + 1), exponent=exponent, C=high,
+        better, worse, asymptote=np.where(usable, E, np.maximum(better, worse) + 1), exponent=exponent, C=high,
         measured=given.measured, arm=arm, baseline=baseline,
     )  # fmt: skip
 
 
 def _judged(pairs: dict[str, Pair], margin: float | None) -> dict[str, Pair]:
-    """Verdicts from what was measured; from the law, Holm-corrected over arms, where nothing was at equal compute."""
+    """Verdicts from what was measured; from the law where nothing was at equal compute. There both must reject: the test
+    of the nested laws for any difference at all, Holm-corrected over arms, and that of the difference at a compute,
+    Holm-corrected over arms and compute."""
+    every = [d for pair in pairs.values() if isinstance(pair.by_law, dict) for d in pair.by_law.values()]
+    corrected = {
+        (d.arm, d.budget): replace(d, p_holm=max(p, pairs[d.arm].p_holm))
+        for d, p in zip(every, holm([d.p for d in every]), strict=True)
+    }
+    pairs = {
+        name: replace(pair, by_law={C: corrected[name, C] for C in pair.by_law})
+        if isinstance(pair.by_law, dict)
+        else pair
+        for name, pair in pairs.items()
+    }
     without = {
         name: pair.by_law
         for name, pair in pairs.items()
         if not any(isinstance(value, Difference) for value in pair.measured.values()) and isinstance(pair.by_law, dict)
     }
-    every = [(name, C) for name, by_law in without.items() for C in by_law]
-    corrected = holm([without[name][C].p for name, C in every])
-    for (name, C), p in zip(every, corrected, strict=True):
-        without[name][C] = replace(without[name][C], p_holm=p)
     judged = {}
     for name, pair in pairs.items():
         if name in without:

@@ -251,11 +251,14 @@ def _zero(between: list[Difference]) -> float:
     return float(before.budget * (after.budget / before.budget) ** share)
 
 
+_WHERE = {"same": ", at the same rung", "matched": ", at the same size", "law": ", by the fitted law"}
+
+
 def _by(difference: Difference) -> str:
     names = (difference.arm, difference.baseline)
     better, worse = names if difference.value < 0 else names[::-1]
     low, high = sorted((abs(difference.low), abs(difference.high)))
-    at = {"same": ", at the same rung", "law": ", by the fitted law"}.get(difference.basis.split()[0].rstrip(","), "")
+    at = _WHERE.get(difference.basis.split()[0].rstrip(","), "")
     return (
         f"{better} is better than {worse} by {abs(difference.value):.2g} nats (95% interval {low:.2g} to {high:.2g}, "
         f"Holm-corrected p = {difference.p_holm:.2g}) at {compact(difference.budget)} FLOPs{at}"

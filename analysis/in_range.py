@@ -72,6 +72,12 @@ def in_range(
         raise Refusal(f"no arm has a run at the compute of one of {baseline}'s, within {tolerance:.1%}")
     judged_by, source = _noise(frame, found)
     compared = compare.differences(frame, found, judged_by)
+    sizes = frame.groupby("budget")["rung"].nunique()
+    for key, value in compared.items():
+        if isinstance(value, Difference) and value.basis.startswith("same rung"):
+            # That one size has no minimum over sizes needs no explanation.
+            why = value.basis.partition(", since ")[2] if sizes[value.budget] > 1 else ""
+            compared[key] = replace(value, basis=f"matched cell{f', since {why}' if why else ''}")
     return InRange(
         arms=tuple(arms), baseline=baseline, found=found, compared=compared, noise=judged_by, noise_source=source
     )

@@ -23,17 +23,18 @@ from typing import Any
 import numpy as np
 
 from analysis import fit as fits
+from analysis import newton
 from analysis.fit import Fit, fit_law
 from analysis.laws import Law
 from analysis.multiplicity import holm
 from analysis.newton import LANES
 from analysis.refusal import Refusal, Refused, attempt
 from analysis.resample import codes, refuse_repeated
-from analysis.uncertainty import leverage
 
 LEVELS = ("identical", "shared exponents", "shared E", "separate")
 NULL_DRAWS = 399
 _FEW, _MINIMUM_CLUSTERS = 12, 4
+_LEAST = 0.05  # of a residual that the fit leaves to a cluster; what it takes up whole can not be told
 _WEBB = np.sqrt([0.5, 1.0, 1.5]).repeat(2) * np.tile([-1.0, 1.0], 3)  # Webb 2013: mean 0, variance 1
 
 
@@ -201,14 +202,15 @@ def wild_tests(
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Statistic, p-value and drop of the objective, (m,) each, of every fuller law, for m data sets on one design.
 
-    Residuals are divided by sqrt(1 - leverage) of their row, by which the restricted fit has shrunk them.
+    Residuals of a cluster are multiplied by (I - H)^-1/2, H its block of the restricted fit's hat matrix, by which that
+    fit has shrunk them (CR2: Bell and McCaffrey 2002). Without it clusters of rows are rejected too often.
     """
     weights_n = _weights(restricted)
     solved, params = _refit(
         restricted, log_loss_mn, np.broadcast_to(restricted.theta_k, (len(log_loss_mn), restricted.problem.k))
     )
     residual_mn = fits.residuals_of(restricted, params, log_loss_mn)
-    widened_mn = residual_mn / np.sqrt(1 - np.minimum(leverage(restricted), 0.95))
+    widened_mn = residual_mn @ _widening(restricted, labels_n).T
     few = len(np.unique(labels_n[weights_n > 0])) <= _FEW
     signs = np.random.default_rng([seed, 7]).choice(
         _WEBB if few else np.array([-1.0, 1.0]), size=(len(log_loss_mn), draws, labels_n.max() + 1)
@@ -224,6 +226,20 @@ def wild_tests(
         as_large = simulated.reshape(len(log_loss_mn), draws) >= observed[:, None]
         answers.append((observed, (1 + as_large.sum(axis=1)) / (draws + 1), drop))
     return answers
+
+
+def _widening(fit: Fit, labels_n: np.ndarray) -> np.ndarray:
+    """What residuals are multiplied by: (n, n), a block for each cluster."""
+    J_nk = newton.jacobian(fit.problem, fit.theta_k) * np.sqrt(_weights(fit))[:, None]
+    q_nk, r_kk = np.linalg.qr(J_nk)
+    well = np.abs(np.diag(r_kk)) > 1e-10 * np.abs(np.diag(r_kk)).max()
+    q_nk = q_nk[:, well]
+    widening_nn = np.eye(len(labels_n))
+    for label in np.unique(labels_n):
+        rows = np.flatnonzero(labels_n == label)
+        values, vectors = np.linalg.eigh(np.eye(len(rows)) - q_nk[rows] @ q_nk[rows].T)
+        widening_nn[np.ix_(rows, rows)] = vectors / np.sqrt(np.maximum(values, _LEAST)) @ vectors.T
+    return widening_nn
 
 
 def _statistic(restricted: Fit, fuller: Fit, solved: Any, log_loss_mn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
