@@ -35,8 +35,9 @@ class Options:
     """the column of losses, in nats"""
     weights: str | None = None
     """a column of weights"""
-    delta: str = "1e-3"
-    """Huber's constant of log residuals, 'scatter' to take it from them, 'inf' for least squares"""
+    delta: str = "scatter"
+    """Huber's constant of log residuals: 'scatter' takes it from them, a number such as the 1e-3 of the literature, 'inf' for
+    least squares"""
     outliers: Literal["beyond_4_sd", "beyond_3_sd", "five_highest_losses"] | None = None
     """a rule that leaves rows out, in the fit and in every resample"""
     quantile: float = 0.5
@@ -73,7 +74,7 @@ def fit(table: Name, /, options: Fitted = Options(), out: Path | None = None) ->
 
     Example: lab fit runs.csv --law chinchilla --columns N=params,D=tokens --where "tokens > 1e9" --out fit
     Example: lab fit runs/quickstart --law chinchilla --per-arm A,B --clusters run_id
-    Example: lab fit runs.parquet --law power_law_with_asymptote --delta scatter --holdout 1e20
+    Example: lab fit runs.parquet --law power_law_with_asymptote --delta 1e-3 --holdout 1e20
 
     Args:
         table: a .csv, .parquet or .jsonl file (also .gz), or a study's directory, whose finished runs are fitted
