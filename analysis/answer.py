@@ -17,6 +17,7 @@ from analysis.fit import DELTA, LEAST_SQUARES, Fit, fit_law
 from analysis.frame import compact, finished, load
 from analysis.isoflop import Minima, Minimum, minima
 from analysis.noise import LackOfFit, Noise
+from analysis.outlook import Outlook, outlook
 from analysis.refusal import Refusal, Refused, attempt
 from analysis.resample import Draws, cluster_bootstrap, interval
 
@@ -41,7 +42,8 @@ class Answer:
     """`differences` and `crossings` are in range and need no law; `law`, `draws` and `gaps` are of the shared L(N, D).
 
     `gaps` holds, for each arm, the difference of the fitted best losses on `compute` with its 95% band: shape (3, C),
-    low, median, high. `curves` are fits of L(C) through each arm's minima.
+    low, median, high. `pairs` compare every two arms at the largest budget, `outlook` goes beyond it. `curves` are fits
+    of L(C) through each arm's minima.
     """
 
     study: dict[str, Any]
@@ -56,6 +58,8 @@ class Answer:
     compute: np.ndarray
     gaps: dict[str, np.ndarray]
     crossings: dict[str, Crossing | Refused]
+    pairs: dict[tuple[str, str], Difference | Refused]
+    outlook: Outlook | Refused
     curves: dict[str, Fit | Refused]
     readings: tuple[Reading, ...]
     sensitivity: tuple[Sensitivity, ...]
@@ -111,6 +115,8 @@ def analyse(path: str | Path) -> Answer:
         compute=compute,
         gaps=gaps,
         crossings=crossings,
+        pairs=compare.pairwise(frame, found, judged_by),
+        outlook=attempt(lambda: outlook(frame)),
         curves=curves,
         readings=readings,
         sensitivity=tuple(_sensitivity(frame, found, compared, judged_by, law, readings)),

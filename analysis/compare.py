@@ -112,6 +112,25 @@ def differences(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> C
     return compared
 
 
+def pairwise(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> dict[tuple[str, str], Difference | Refused]:
+    """Every pair of arms (row, column) at the largest budget where they can be compared, row minus column, Holm-corrected
+    over the pairs. Each pair is there once, in the order of the study."""
+    arms = list(frame.attrs["study"]["arms"])
+    budgets = sorted({budget for _, budget in found}, reverse=True)
+    pairs: dict[tuple[str, str], Difference | Refused] = {}
+    for index, row in enumerate(arms):
+        for column in arms[index + 1 :]:
+            answers = [
+                noise if isinstance(noise, Refused) else _difference(frame, found, noise, row, column, budget)
+                for budget in budgets
+            ]
+            pairs[row, column] = next((a for a in answers if isinstance(a, Difference)), answers[0])
+    judged = {key: v for key, v in pairs.items() if isinstance(v, Difference) and not v.same_runs}
+    for (key, value), p_holm in zip(judged.items(), holm([v.p for v in judged.values()]), strict=True):
+        pairs[key] = replace(value, p_holm=p_holm)
+    return pairs
+
+
 def _difference(
     frame: pd.DataFrame, found: Minima, noise: Noise, arm: str, baseline: str, budget: float
 ) -> Difference | Refused:

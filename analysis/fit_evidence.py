@@ -31,7 +31,7 @@ COUNTS = {
 }
 _PROFILES = 9
 _POINTS = 21
-_STARTS = 16  # of other laws at each cut
+_STARTS, _CUT_STARTS = 32, 8  # of other laws, on all runs and at each cut
 _GROUPS = 2000  # fits that leave one run out each
 
 
@@ -248,14 +248,16 @@ def _laws(found: FitAnswer, asked: Sequence[str] | None, tell: Progress) -> tupl
                    score=found.holdout if isinstance(found.holdout, Score) else None, values=headline(found, fit))]  # fmt: skip
     horizon = found.holdout.cuts[0].until / found.holdout.cuts[0].C if isinstance(found.holdout, Score) else 10.0
     for done, one in enumerate(others):
-        tell("other laws", done, len(others))
-        other = attempt(lambda c=one: fit_law(c.law, table, arm=found.arm, weights=fit.data.weights_n, **c.options))
+        tell(f"other laws: {one.label}", done, len(others))
+        other = attempt(
+            lambda c=one: fit_law(c.law, table, arm=found.arm, weights=fit.data.weights_n, starts=_STARTS, **c.options)
+        )
         if isinstance(other, Refused):
             rows.append(LawRow(law=one.label, parameters=0, rms=np.nan, status=other.reason, score=None, values={}))
             continue
         scored = None
         if cuts:
-            quick = replace(one, options={**one.options, "starts": _STARTS})
+            quick = replace(one, options={**one.options, "starts": _CUT_STARTS})
             tried = attempt(
                 lambda c=quick: scores(
                     [c], table, arm=found.arm, weights=fit.data.weights_n, cuts=cuts, horizon=horizon, draws=0

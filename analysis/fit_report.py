@@ -7,6 +7,7 @@ fit_evidence.py; this writes it."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +30,19 @@ def fit_report(
     out: str | Path,
     *,
     evidence: Evidence | None = None,
+    laws: Sequence[str] | None = None,
     command: str = "",
     progress: Progress | None = None,
 ) -> Path:
     """Writes fit.html, and fit.json and runs.csv beside it, into the directory `out`; returns the page's path.
 
-    `evidence` is gathered where it is not given, which takes from seconds to a minute; the answer on the page then has the
-    reservations that it adds.
+    `evidence` is gathered where it is not given, with the laws named by `laws` beside this one (default: all that read the
+    same columns, most of the minute or two that it takes); the answer on the page then has the reservations that it adds.
     """
     from analysis.fit_evidence import gather
 
     if evidence is None:
-        found, evidence = gather(found, progress=progress)
+        found, evidence = gather(found, laws=laws, progress=progress)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     runs = run_table(found, evidence)

@@ -28,7 +28,7 @@ _ENTRIES = 2**21
 _SHORT = 1024  # rows
 STEP_TOLERANCE = 1e-7  # of the whole Newton step, in internal parameters: what counts as converged
 _STOP = 1e-9  # where a lane stops; from 1e-7 that is one step more
-_ROUNDING = 1e-15  # a gain, as a share of the objective, that its evaluation does not resolve
+_ROUNDING = 1e-14  # a change, as a share of the objective, that its evaluation does not resolve
 _STUCK = 1e8  # a damping at which steps have no length left
 _STALLED = 20  # iterations in a row without a gain
 _ITERATIONS_A_CALL = 8
@@ -228,7 +228,8 @@ def _advance(law, slots, tau, state, weights_nb, log_loss_nb, deltas_sb, low, hi
         value, new_gradient, new_hessian = evaluate(
             trial, jnp.take_along_axis(deltas_sb, s["stage"][None], axis=0)[0], s["stage"] < jnp.minimum(1, last)
         )
-        better = (s["fresh"] | (value <= s["value"])) & jnp.isfinite(value)  # false where the step is NaN
+        # Derivatives are exact where the objective's own change is lost in rounding: steps go on there. False for NaN.
+        better = (s["fresh"] | (value <= s["value"] * (1 + _ROUNDING))) & jnp.isfinite(value)
         size = jnp.where(jnp.isfinite(step), jnp.abs(step), jnp.inf).max(axis=0)
         damping = jnp.clip(jnp.where(better, s["damping"] / 8, s["damping"] * 5), 1e-14, 1e12)
         damping = jnp.where(s["fresh"], s["damping"], damping)
@@ -236,7 +237,7 @@ def _advance(law, slots, tau, state, weights_nb, log_loss_nb, deltas_sb, low, hi
         small = ~s["fresh"] & (s["damping"] <= 1e-3)
         gain = (gradient * step).sum(axis=0)
         arrived = size < jnp.where(s["stage"] == last, _STOP, _COARSE_STEP)
-        arrived = small & (arrived | (gain < _ROUNDING * s["value"]))
+        arrived = small & (arrived | ((gain < _ROUNDING * s["value"]) & (size < STEP_TOLERANCE / 10)))
         late = s["iteration"] >= jnp.where(s["stage"] == last, _ITERATIONS, _COARSE_ITERATIONS)
         gained = s["fresh"] | (s["value"] - value > _ROUNDING * s["value"])
         stalled = jnp.where(gained, 0, s["stalled"] + 1)

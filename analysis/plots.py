@@ -18,7 +18,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 from scipy import stats
 
 from analysis.answer import Answer
@@ -27,6 +28,7 @@ from analysis.fit import Fit
 from analysis.frame import compact, finished
 from analysis.isoflop import SIZE, Minimum
 from analysis.noise import Noise
+from analysis.outlook import Outlook
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C6D31")
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">")
@@ -137,6 +139,79 @@ def _differences(axes: Axes, answer: Answer) -> None:
     axes.set_ylabel(f"loss minus {answer.baseline} (nats; below 0 is better)")
     axes.set_title("Difference at equal FLOPs, 95% intervals", loc="left")
     axes.margins(y=0.16)
+
+
+def matrix(answer: Answer) -> Figure | None:
+    """Every pair of arms at the largest budget: row minus column, coloured where it is resolved."""
+    arms = answer.arms
+    if len(arms) < 3:
+        return None
+    with style():
+        figure = Figure(figsize=(1.6 + 1.15 * len(arms), 1.0 + 0.62 * len(arms)), layout="constrained")
+        axes = figure.subplots()
+        for (row, column), value in answer.pairs.items():
+            for place, sign in (
+                ((arms.index(row), arms.index(column)), 1),
+                ((arms.index(column), arms.index(row)), -1),
+            ):
+                face, said = "#f4f4f4", "refused"
+                if isinstance(value, Difference):
+                    said = "same runs" if value.same_runs else f"{sign * value.value:+.3f}\np = {_p(value.p_holm)}"
+                    if value.resolved and not value.same_runs:
+                        face = "#9ecae1" if sign * value.value < 0 else "#fdbe85"
+                axes.add_patch(Rectangle((place[1] - 0.5, place[0] - 0.5), 1, 1, facecolor=face, edgecolor="white"))
+                axes.text(place[1], place[0], said, ha="center", va="center", fontsize=8)
+        axes.set_xlim(-0.5, len(arms) - 0.5)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.set_xticks(range(len(arms)), arms)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+    return figure
+
+
+def _p(value: float) -> str:
+    return "< .001" if value < 1e-3 else f"{value:.2g}"
+
+
+def outlook(answer: Answer) -> Figure | None:
+    """Best loss against compute, drawn on beyond the budgets; the upper axis says when the study's largest runs' dollars
+    will buy that compute."""
+    found = answer.outlook
+    if not isinstance(found, Outlook):
+        return None
+    given = found.curves
+    with style():
+        figure = Figure(figsize=(9.4, 3.9), layout="constrained")
+        axes = figure.subplots()
+        for arm in given.arms:
+            low, middle, high = np.quantile(given.loss[arm], [0.025, 0.5, 0.975], axis=0)
+            colour = _line(answer, arm)["color"]
+            axes.fill_between(given.C, low, high, color=colour, alpha=0.13, linewidth=0)
+            axes.plot(given.C, middle, color=colour, label=arm)
+        axes.axvspan(*given.measured, color="#888888", alpha=0.12, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xlabel("training FLOPs (grey: measured)")
+        axes.set_ylabel("best loss (nats per target token)")
+        inside = (given.measured[0] <= given.C) & (given.measured[1] >= given.C)
+        top = max(float(np.median(given.loss[arm][:, inside], axis=0).max()) for arm in given.arms)
+        axes.set_ylim(0, 1.15 * top)
+        years = axes.secondary_xaxis(
+            "top",
+            functions=(
+                lambda C: found.price.year_of(np.maximum(C, 1e-300), found.dollars),
+                lambda year: found.price.flops(found.dollars, year),
+            ),
+        )
+        years.xaxis.set_major_locator(MultipleLocator(5))
+        years.xaxis.set_minor_locator(NullLocator())
+        years.xaxis.set_major_formatter(FuncFormatter(lambda year, _: f"{year:.0f}"))
+        years.set_xlabel("year in which the dollars of today's largest run buy it")
+        axes.legend()
+    return figure
 
 
 def isoflops(answer: Answer) -> Figure:

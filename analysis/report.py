@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # imported where they are used, so that `import analysis` loa
     import pandas as pd
 
     from analysis.answer import Answer
+    from analysis.outlook import Outlook
+    from analysis.refusal import Refused
 
 PAGE, VERDICT, TABLE, SUMMARY = "report.html", "verdict.json", "runs.csv", "summary.txt"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -124,6 +126,8 @@ def verdict_json(answer: Answer) -> dict[str, Any]:
         "differences": [
             {"arm": arm, "budget": budget, **plain(value)} for (arm, budget), value in answer.differences.items()
         ],
+        "pairs": [{"arm": row, "baseline": column, **plain(value)} for (row, column), value in answer.pairs.items()],
+        "outlook": _outlook_json(answer.outlook),
         "minima": [{"arm": arm, "budget": budget, **plain(m)} for (arm, budget), m in answer.minima.items()],
         "noise": plain(answer.noise),
         "lack_of_fit": plain(answer.lack_of_fit),
@@ -135,6 +139,23 @@ def verdict_json(answer: Answer) -> dict[str, Any]:
         "sensitivity": [plain(row) for row in answer.sensitivity],
         "caveats": list(answer.caveats),
         "runs": answer.frame.drop_duplicates("run_id")["status"].value_counts().to_dict(),
+    }
+
+
+def _outlook_json(outlook: Outlook | Refused) -> Any:
+    from analysis.outlook import Outlook
+
+    if not isinstance(outlook, Outlook):
+        return plain(outlook)
+    said_of = {pair: getattr(said, "reason", None) or str(said) for pair, said in outlook.forecasts.items()}
+    return {
+        "price": plain(outlook.price),
+        "dollars": outlook.dollars,
+        "params": plain(outlook.fit.flat),
+        "forecasts": [
+            {**plain(said), "more": pair[0], "less": pair[1], "sentence": said_of[pair], "C_b": None}
+            for pair, said in outlook.forecasts.items()
+        ],
     }
 
 
@@ -185,6 +206,8 @@ def render(answer: Answer) -> str:
         isoflops=drawn(plots.isoflops(answer)),
         residuals=drawn(plots.residuals(answer, fitted) if fitted else None),
         positions=drawn(plots.positions(answer)),
+        matrix=drawn(plots.matrix(answer)),
+        outlook=drawn(plots.outlook(answer)),
         law=fitted,
         draws=answer.draws if isinstance(answer.draws, Draws) else None,
         parameters=parameter_intervals(answer),

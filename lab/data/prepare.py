@@ -9,6 +9,7 @@
 A directory appears whole, by a rename. Two processes that prepare the same corpus do the work twice and keep one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -139,8 +140,10 @@ def _prepare(corpus: str, found: Listing, tokenizer: Tokenizer, held_out: float)
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
     for left in root.glob(".preparing-*"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+        # Another process may end its work, and with it the directory, meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = root / f".preparing-{uuid.uuid4().hex[:8]}"
     temporary.mkdir()
     try:

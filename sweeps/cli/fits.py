@@ -62,6 +62,8 @@ class Options:
     """random starts of the fit (default: 64, fewer for very many rows)"""
     seed: int = 0
     """of starts and resamples"""
+    laws: str = "all"
+    """those that the page sets beside this one: 'all' of the same columns (a minute or two), 'none', or kaplan,farseer,..."""
     drop_duplicates: bool = False
     """keep one of rows that repeat another exactly, instead of refusing them"""
 
@@ -84,7 +86,7 @@ def fit(table: Name, /, options: Fitted = Options(), out: Path | None = None) ->
     found, console = _fitted(table, options)
     print(_text(found))
     if out is not None:
-        _page(found, out, console)
+        _page(found, out, options, console)
 
 
 def report(table_or_study: Name, /, options: Fitted = Options(), out: Path | None = None) -> None:
@@ -108,7 +110,7 @@ def report(table_or_study: Name, /, options: Fitted = Options(), out: Path | Non
         return
     found, console = _fitted(table_or_study, options)
     print(_text(found))
-    _page(found, out or Path(f"{path.name.split('.')[0]}-fit"), console)
+    _page(found, out or Path(f"{path.name.split('.')[0]}-fit"), options, console)
 
 
 def _text(found: "FitAnswer") -> str:
@@ -163,12 +165,16 @@ def _fitted(table: str, options: Options) -> tuple["FitAnswer", Console]:
     return found, console
 
 
-def _page(found: "FitAnswer", out: Path, console: Console) -> None:
+def _page(found: "FitAnswer", out: Path, options: Options, console: Console) -> None:
+    from analysis.fit import named
     from analysis.fit_report import fit_report
 
     command = shlex.join(["lab", *sys.argv[1:]]) if Path(sys.argv[0]).name == "lab" else ""
+    laws = None if options.laws == "all" else [] if options.laws == "none" else options.laws.split(",")
+    for name in laws or ():
+        named(name)
     with _progress(console) as tell:
-        page = fit_report(found, out, command=command, progress=tell)
+        page = fit_report(found, out, laws=laws, command=command, progress=tell)
     print(f"report: {page}")
 
 

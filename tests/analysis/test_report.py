@@ -38,7 +38,7 @@ def test_report_of_a_whole_study(tmp_path):
     )
     page = analysis.report(path, out=tmp_path / "out")
     html = page.read_text()
-    assert page == tmp_path / "out" / "report.html" and html.count("<svg") == 4
+    assert page == tmp_path / "out" / "report.html" and html.count("<svg") == 6
     assert self_contained(html)
     assert "Is &lt;b&gt;x&lt;/b&gt; &amp; y better?" in html and "a &lt;note&gt;" in html
     verdict = json.loads((page.parent / "verdict.json").read_text())
@@ -46,6 +46,13 @@ def test_report_of_a_whole_study(tmp_path):
     assert by_arm["prefix_lm"]["kind"] == "A better" and by_arm["prefix_lm"]["sentence"] in html
     assert by_arm["twin"]["kind"] == "not resolved" and "same runs" in by_arm["twin"]["sentence"]
     assert verdict["law"]["status"] == "converged"
+    pairs = {(pair["arm"], pair["baseline"]): pair for pair in verdict["pairs"]}
+    assert len(pairs) == 3 and pairs["decoder_only", "twin"]["same_runs"]
+    assert pairs["decoder_only", "prefix_lm"]["value"] == pytest.approx(
+        -[d["value"] for d in verdict["differences"] if d["arm"] == "prefix_lm"][-1]
+    )
+    # Arms that are the same runs are one curve, so that one pair is left to look ahead at.
+    assert [(f["more"], f["less"]) for f in verdict["outlook"]["forecasts"]] == [("decoder_only", "prefix_lm")]
     truth = synthetic.true_best(TWO["prefix_lm"], 6.4e11) - synthetic.true_best(TWO["decoder_only"], 6.4e11)
     last = [d for d in verdict["differences"] if d["arm"] == "prefix_lm"][-1]
     assert last["low"] < truth < last["high"]

@@ -97,7 +97,8 @@ def test_report_of_a_table_and_of_a_study(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     C = np.geomspace(1e18, 1e22, 7)
     pd.DataFrame({"C": C, "loss": 1.7 + 2 * (C / 1e18) ** -0.2 + 0.001 * np.sin(7 * np.log(C))}).to_csv("curve.csv")
-    code, out, err = run(capsys, "report", "curve.csv", "--law", "power_law", "--draws", "40")
+    code, out, err = run(capsys, "report", "curve.csv", "--law", "power_law", "--draws", "40",
+                         "--laws", "power_law_with_asymptote")  # fmt: skip
     assert code == 0, err
     assert "report: curve-fit/fit.html" in out and "<svg" in Path("curve-fit/fit.html").read_text()
     assert json.loads(Path("curve-fit/fit.json").read_text())["law"]["name"] == "power_law"
