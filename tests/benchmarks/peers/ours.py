@@ -1,0 +1,38 @@
+"""This lab's trainer: the compiled program that `lab train` runs."""
+
+import jax
+import numpy as np
+
+from lab import hardware
+from lab.data.tokenizers import TOKENIZERS
+from lab.objectives import build
+from lab.optimizers import Hyperparameters
+from lab.program import compiled, program
+from lab.train import _stack
+from peers.case import RATE, V, Case
+
+
+class Trainer:
+    def __init__(self, case: Case):
+        run = case.run
+        self.execution = hardware.choose(run, V, jax.default_backend())
+        self.built = compiled(program(run, self.execution))
+        self.k = self.execution.steps_per_dispatch
+        self.state = self.built.init(0)
+        tokenizer = TOKENIZERS["bytes"]
+        made = [build(run.objective, tokens, tokenizer, seed=0, first=0) for tokens in case.tokens]
+        count = len(made)
+        self.batches = [_stack([made[(first + i) % count] for i in range(self.k)], self.k) for first in range(count)]
+        self.rates, self.hyper = np.full(self.k, RATE, np.float32), Hyperparameters.of(run.optimizer)
+        self.taken = 0
+
+    def steps(self, count: int):
+        """Takes `count` steps and returns the last losses."""
+        losses = None
+        while count > 0:
+            now = min(count, self.k)
+            batch = self.batches[self.taken % len(self.batches)]
+            self.state, losses, _ = self.built.advance(self.state, batch, self.hyper, self.rates, np.int32(now))
+            self.taken, count = self.taken + now, count - now
+            last = now
+        return np.asarray(losses)[last - 1]
