@@ -25,7 +25,11 @@ RATES = {
 }
 STARTUP_SECONDS = {"cpu": 1.0, "gpu": 2.0, "tpu": 2.0}
 COMPILE_SECONDS = {"cpu": 6.0, "gpu": 15.0, "tpu": 15.0}
-DISPATCH_SECONDS = 0.25  # of training in one call of the compiled program: long against the call, short against a save
+# Of training in one call of the compiled program: long against the call, and on CPU against the first touch of its
+# temporary memory, which XLA takes and gives back with each call; short against a save.
+DISPATCH_SECONDS = {"cpu": 2.0, "gpu": 0.25, "tpu": 0.25}
+# On CPU products by Eigen and not by YNNPACK, which was measured 1.1 times slower (docs/performance.md).
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 MAX_STEPS_PER_DISPATCH = 64
 
 
@@ -35,11 +39,13 @@ class Execution:
 
     steps_per_dispatch: at most so many steps are taken in one call. scan: one compiled body for all layers.
     microbatches: the batch is cut in so many parts whose summed gradients are divided once.
+    attention: a key of lab.attention.ATTENTION.
     """
 
     steps_per_dispatch: int
     scan: bool
     microbatches: int = 1
+    attention: str = "blocked"
 
     def __post_init__(self):
         for name in ("steps_per_dispatch", "microbatches"):
@@ -60,7 +66,7 @@ def step_seconds(run: Run, V: int, kind: str = "cpu") -> float:
 def choose(run: Run, V: int, kind: str = "cpu") -> Execution:
     """Settings by device: on CPU unrolled layers up to 8, where a scan was measured 1.3 times slower; else a scan."""
     depth = max(run.shape.L, run.shape.L_input)
-    fitting = max(1, int(DISPATCH_SECONDS / step_seconds(run, V, kind)))
+    fitting = max(1, int(DISPATCH_SECONDS[kind] / step_seconds(run, V, kind)))
     power = 1 << (min(fitting, MAX_STEPS_PER_DISPATCH).bit_length() - 1)
     return Execution(steps_per_dispatch=power, scan=depth > (8 if kind == "cpu" else 2))
 

@@ -1,4 +1,4 @@
-"""Norm, positions, attention, MLP, and the layer that every structure is built from.
+"""Norm, positions, projections, MLP, and the layer that every structure is built from.
 
 Letters: B batch, S keys or input length, T queries or target length, D model width, F feed-forward, N query heads,
 K key-value heads, G = N/K queries per key, H head width. A tensor's name ends in its shape.
@@ -17,58 +17,82 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from lab.attention import attend, row_reduce
 from lab.spec import Options, Shape
 
 ROPE_BASE = 10_000.0
 NORM_EPS = 1e-6
 
 
+@jax.custom_vjp
 def rms_norm(x: Float[Array, "*B D"], scale_D: Float[Array, "D"]) -> Float[Array, "*B D"]:
     """Zhang and Sennrich 2019. The mean square is taken in float32."""
+    return _norm_forward(x, scale_D)[0]
+
+
+def _norm_forward(x: Array, scale_D: Array):
     x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPS)
-    return (x32 * (inverse * jnp.broadcast_to(scale_D, x.shape))).astype(x.dtype)
+    inverse = jax.lax.rsqrt(_mean(jnp.square(x32)) + NORM_EPS)
+    return (x32 * inverse * _row(scale_D, x)).astype(x.dtype), (x, inverse, scale_D)
 
 
-def rotate(x_BTNH: Float[Array, "B T N H"], positions_T: Int[Array, "T"]) -> Float[Array, "B T N H"]:
-    """Rotary positions (Su et al. 2021): channel i turns with channel i + H/2."""
+def _norm_backward(saved, d_out: Array):
+    """By hand, since JAX would keep what it broadcast on the way."""
+    x, inverse, scale_D = saved
+    x32, d32 = x.astype(jnp.float32), d_out.astype(jnp.float32)
+    d_scale = jnp.sum(d32 * x32 * inverse, axis=range(x.ndim - 1))
+    d_normed = d32 * _row(scale_D, x)
+    shared = jnp.square(inverse) * _mean(d_normed * x32)
+    return (inverse * (d_normed - x32 * shared)).astype(x.dtype), d_scale
+
+
+rms_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def _mean(x: Array) -> Array:
+    return row_reduce(jnp.add, jnp.sum, x) / x.shape[-1]
+
+
+def _row(scale_D: Array, x: Array) -> Array:
+    return scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape)
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], positions_T: Int[np.ndarray, "T"]) -> Float[Array, "B T N H"]:
+    """Rotary positions (Su et al. 2021): channel i turns with channel i + H/2.
+
+    Positions are the host's, so that cosines are constants: a compiler that fuses them computes them for every number.
+    """
     half = x_BTNH.shape[-1] // 2
-    frequency = ROPE_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_T.astype(jnp.float32)[None, :, None, None] * frequency[None, None, None, :]
+    angle_TH = np.outer(positions_T, ROPE_BASE ** (-np.arange(half) / half))[None, :, None, :]
+    cosine, sine = np.cos(angle_TH).astype(np.float32), np.sin(angle_TH).astype(np.float32)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    cosine, sine = jnp.cos(angle), jnp.sin(angle)
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return turned.astype(x_BTNH.dtype)
 
 
-def attend(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    *,
-    causal: bool,
-) -> Float[Array, "B T N H"]:
-    """Softmax attention, the reference path: every query-key product is computed, then masked.
+@jax.custom_vjp
+def matmul(x: Float[Array, "*B D"], w_DF: Float[Array, "D F"]) -> Float[Array, "*B F"]:
+    """The product with a float32 matrix, which is cast to the dtype of x; its gradient is summed in float32.
 
-    causal: the rule is aligned bottom-right, so query i of T sees keys 0 .. S-T+i. With S = T it is ordinary causal
-    attention; with keys [memory ; targets] a target sees all of the memory and the targets up to itself.
-    The division by the softmax's sum comes after the product with the values, on T*H instead of T*S numbers.
+    The gradient's products are written out over flat rows: of more dimensions XLA makes copies that are transposed in
+    strides, fused with the elementwise work before them (a quarter of a step on CPU).
     """
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    if causal:
-        seen_TS = jnp.arange(S)[None, :] <= jnp.arange(T)[:, None] + (S - T)
-        scores_BKGTS = jnp.where(seen_TS[None, None, None], scores_BKGTS, -jnp.inf)
-    top_BKGT1 = jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True))
-    weight_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
-    total_BKGT1 = jnp.sum(weight_BKGTS, axis=-1, keepdims=True)
-    mixed_BKGTH = jnp.einsum(
-        "BKGTS,BSKH->BKGTH", weight_BKGTS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
-    )
-    out_BKGTH = (mixed_BKGTH / total_BKGT1).astype(q_BTNH.dtype)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return jnp.einsum("...D,DF->...F", x, w_DF.astype(x.dtype))
+
+
+def _matmul_forward(x: Array, w_DF: Array):
+    return matmul(x, w_DF), (x, w_DF)
+
+
+def _matmul_backward(saved, d_out: Array):
+    x, w_DF = saved
+    d_x = jnp.einsum("...F,DF->...D", d_out, w_DF.astype(x.dtype))
+    x_MD, d_out_MF = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
+    d_w = jnp.einsum("MD,MF->DF", x_MD, d_out_MF, preferred_element_type=jnp.float32)
+    return d_x, d_w.astype(w_DF.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 # Draws normal numbers of a shape and a standard deviation. Initial parameters come from the host's generator and not
@@ -84,6 +108,11 @@ def _ones(width: int) -> nnx.Param:
     return nnx.Param(np.ones(width, np.float32))
 
 
+def _to_heads(x_BTD: Array, w_DNH: Array) -> Array:
+    D, N, H = w_DNH.shape
+    return matmul(x_BTD, w_DNH.reshape(D, N * H)).reshape(*x_BTD.shape[:2], N, H)
+
+
 class Attention(nnx.Module):
     """One set of projections, with its own QK-norm. What attends to what is the transformer's business."""
 
@@ -96,21 +125,37 @@ class Attention(nnx.Module):
         self.q_norm_H = _ones(H) if options.qk_norm else None
         self.k_norm_H = _ones(H) if options.qk_norm else None
 
-    def queries(self, x_BTD: Array, positions_T: Array) -> Array:
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q_DNH[...].astype(x_BTD.dtype))
+    def queries(self, x_BTD: Array, positions_T: np.ndarray) -> Array:
+        q_BTNH = _to_heads(x_BTD, self.q_DNH[...])
         if self.q_norm_H is not None:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H[...])
         return rotate(q_BTNH, positions_T)
 
-    def keys_values(self, x_BSD: Array, positions_S: Array) -> tuple[Array, Array]:
-        k_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BSD, self.k_DKH[...].astype(x_BSD.dtype))
-        v_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BSD, self.v_DKH[...].astype(x_BSD.dtype))
+    def keys_values(self, x_BSD: Array, positions_S: np.ndarray) -> tuple[Array, Array]:
+        k_BSKH, v_BSKH = _to_heads(x_BSD, self.k_DKH[...]), _to_heads(x_BSD, self.v_DKH[...])
         if self.k_norm_H is not None:
             k_BSKH = rms_norm(k_BSKH, self.k_norm_H[...])
         return rotate(k_BSKH, positions_S), v_BSKH
 
     def out(self, mixed_BTNH: Array) -> Array:
-        return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, self.o_NHD[...].astype(mixed_BTNH.dtype))
+        o_NHD = self.o_NHD[...]
+        return matmul(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1), o_NHD.reshape(-1, o_NHD.shape[-1]))
+
+
+@jax.custom_vjp
+def gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """silu(gate) * up, with one pass over memory in each direction."""
+    return gate * jax.nn.sigmoid(gate) * up
+
+
+def _gated_backward(saved, d_out: Array):
+    gate, up = saved
+    share = jax.nn.sigmoid(gate)
+    silu = gate * share
+    return d_out * up * (share + silu * (1 - share)), d_out * silu
+
+
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 
 class SwiGLU(nnx.Module):
@@ -122,9 +167,8 @@ class SwiGLU(nnx.Module):
         self.down_FD = _matrix(draw, (shape.F, shape.D), shape.F, gain)
 
     def __call__(self, x_BTD: Array) -> Array:
-        gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate_DF[...].astype(x_BTD.dtype))
-        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_DF[...].astype(x_BTD.dtype))
-        return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, self.down_FD[...].astype(x_BTD.dtype))
+        gate_BTF, up_BTF = matmul(x_BTD, self.gate_DF[...]), matmul(x_BTD, self.up_DF[...])
+        return matmul(gated(gate_BTF, up_BTF), self.down_FD[...])
 
 
 class Gelu(nnx.Module):
@@ -135,8 +179,7 @@ class Gelu(nnx.Module):
         self.down_FD = _matrix(draw, (shape.F, shape.D), shape.F, gain)
 
     def __call__(self, x_BTD: Array) -> Array:
-        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_DF[...].astype(x_BTD.dtype))
-        return jnp.einsum("BTF,FD->BTD", jax.nn.gelu(up_BTF), self.down_FD[...].astype(x_BTD.dtype))
+        return matmul(jax.nn.gelu(matmul(x_BTD, self.up_DF[...])), self.down_FD[...])
 
 
 MLPS: dict[str, Callable[..., nnx.Module]] = {"swiglu": SwiGLU, "gelu": Gelu}
@@ -149,10 +192,11 @@ class Layer(nnx.Module):
     reuses the self-attention's projections) or "separate" (with projections of its own).
     """
 
-    def __init__(self, shape: Shape, options: Options, *, cross: str, depth: int, draw: Draw):
+    def __init__(self, shape: Shape, options: Options, *, cross: str, depth: int, attention: str, draw: Draw):
         # Residual branches start smaller the more there are (GPT-2).
         branches = 2 if cross == "none" else 3
         gain = (branches * depth) ** -0.5
+        self.attention = attention
         self.attn_norm_D = _ones(shape.D)
         self.attn = Attention(shape, options, gain=gain, draw=draw)
         self.cross_norm_D = _ones(shape.D) if cross != "none" else None
@@ -171,8 +215,9 @@ class Layer(nnx.Module):
     def feed_forward(self, x_BTD: Array) -> Array:
         return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm_D[...]))
 
-    def read(self, y_BTD: Array, memory_keys_values: tuple[Array, Array], positions_T: Array) -> Array:
+    def read(self, y_BTD: Array, memory_keys_values: tuple[Array, Array], positions_T: np.ndarray) -> Array:
         """The cross-attention sublayer of `separate` and `tied`: every target sees the whole memory."""
         assert self.cross_norm_D is not None
         q_BTNH = self.reader.queries(rms_norm(y_BTD, self.cross_norm_D[...]), positions_T)
-        return y_BTD + self.reader.out(attend(q_BTNH, *memory_keys_values, causal=False))
+        mixed_BTNH = attend(q_BTNH, *memory_keys_values, causal=False, how=self.attention)
+        return y_BTD + self.reader.out(mixed_BTNH)

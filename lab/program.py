@@ -55,6 +55,7 @@ def program(run: Run, execution: Execution) -> Program:
         V=TOKENIZERS[run.data.tokenizer].V,
         precision=run.precision,
         scan=execution.scan,
+        attention=execution.attention,
     )
     return Program(
         model=model, objective=run.objective, batch=run.batch, optimizer=run.optimizer.name, execution=execution
@@ -143,23 +144,31 @@ def compiled(p: Program) -> Compiled:
     integer = jax.ShapeDtypeStruct((), jnp.int32)
     k = p.execution.steps_per_dispatch
     state = abstract_state(p)
-    start_optimizer = jax.jit(functools.partial(initial_optimizer, p)).lower(state["params"]).compile()
+    start_optimizer = _compile(jax.jit(functools.partial(initial_optimizer, p)).lower(state["params"]))
 
     def init(seed: int) -> dict[str, Any]:
         params = jax.device_put(p.model.init(seed))
         return {"params": params, "optimizer": start_optimizer(params)}
 
     step = jax.jit(functools.partial(advance, p), donate_argnums=0)
-    step = step.lower(
-        state, shapes(p, (k, p.batch)), Hyperparameters(*[scalar] * 5), jax.ShapeDtypeStruct((k,), jnp.float32), integer
-    ).compile()
+    rates = jax.ShapeDtypeStruct((k,), jnp.float32)
+    step = _compile(step.lower(state, shapes(p, (k, p.batch)), Hyperparameters(*[scalar] * 5), rates, integer))
 
     def losses_of_targets(params: Params, batch: Batch) -> jax.Array:
         return token_losses(p.model, p.objective, params, batch)[:, -p.objective.T :]
 
-    evaluation = jax.jit(losses_of_targets).lower(state["params"], shapes(p, (evaluate.BATCH,))).compile()
+    evaluation = _compile(jax.jit(losses_of_targets).lower(state["params"], shapes(p, (evaluate.BATCH,))))
     seconds = time.monotonic() - start
     return Compiled(init=init, advance=step, target_losses=evaluation, state=state, seconds=seconds)
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    try:
+        return lowered.compile(compiler_options=hardware.COMPILER_OPTIONS.get(jax.default_backend()))
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile()  # another version of XLA
 
 
 def use_compilation_cache() -> None:

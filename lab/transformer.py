@@ -17,7 +17,7 @@ are scored, the last input layer is then needed for its keys and values alone, a
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -27,7 +27,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from lab.layers import Draw, Layer, attend, rms_norm
+from lab.attention import SKIPPING, attend
+from lab.layers import Draw, Layer, rms_norm
 from lab.spec import Objective, Options, Shape
 from lab.structure import Structure
 
@@ -49,6 +50,7 @@ class Transformer:
     V: int
     precision: str = "f32"
     scan: bool = False
+    attention: str = "reference"
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -62,7 +64,9 @@ class Transformer:
     def _layer(self, stack: str, draw: Draw) -> Layer:
         own_softmax = stack != "input" and self.structure.cross in ("separate", "tied")
         cross = self.structure.cross if own_softmax else "none"
-        return Layer(self.shape, self.options, cross=cross, depth=self.depth(stack), draw=draw)
+        return Layer(
+            self.shape, self.options, cross=cross, depth=self.depth(stack), attention=self.attention, draw=draw
+        )
 
     @cached_property
     def _graph(self) -> dict[str, nnx.GraphDef]:
@@ -138,12 +142,12 @@ class Transformer:
         """
         S, T = inputs_BS.shape[1], targets_BT.shape[1]
         x_BSD = self._embed(params, "embedding_VD", inputs_BS)
-        positions_S = jnp.arange(S)
+        positions_S = np.arange(S)
         if self.structure.encoder_only:
             x_BSD = self._run_alone(params, "input", x_BSD, positions_S)
             return self._head(params, jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1))
         y_BTD = self._embed(params, "target_embedding_VD", targets_BT)
-        positions_T = jnp.arange(T) + (S if self.options.positions == "continue" else 0)
+        positions_T = np.arange(T) + (S if self.options.positions == "continue" else 0)
         score_inputs = objective.loss == "all"
         streams = self._advance_both if self.structure.memory == "same" else self._advance_in_turn
         x_BSD, y_BTD = streams(params, x_BSD, y_BTD, positions_S, positions_T, score_inputs)
@@ -160,13 +164,15 @@ class Transformer:
             return body(merged, carry), None
 
         layers = [p for _, p in stacks]
+        if jax.tree.leaves(layers)[0].shape[0] == 0:
+            return carry
         if self.scan:
             return jax.lax.scan(at_depth, carry, layers)[0]
         for index in range(jax.tree.leaves(layers)[0].shape[0]):
             carry, _ = at_depth(carry, jax.tree.map(lambda p, i=index: p[i], layers))
         return carry
 
-    def _run_alone(self, params: Params, stack: str, x_BSD: Array, positions_S: Array) -> Array:
+    def _run_alone(self, params: Params, stack: str, x_BSD: Array, positions_S: np.ndarray) -> Array:
         """The input stack to its end, then its final norm."""
         causal = self.structure.inputs == "causal"
         x_BSD = self._fold(
@@ -196,41 +202,33 @@ class Transformer:
 
     def _advance_both(self, params, x_BSD, y_BTD, positions_S, positions_T, score_inputs):
         """memory=same: both streams, layer by layer; the last layer's inputs are dropped where nothing reads them."""
-        merged, causal = self.structure.cross == "merged", self.structure.inputs == "causal"
-        first, last = self.stacks[0], self.stacks[-1]
-
-        def advance(layers: list[Layer], x: Array, y: Array, keep_inputs: bool) -> tuple[Array, Array]:
-            if self.structure.stacks == "shared":
-                return _joint_layer(
-                    layers[0],
-                    x,
-                    y,
-                    positions_S,
-                    positions_T,
-                    merged=merged,
-                    causal=causal,
-                    keep_inputs=keep_inputs,
-                )
-            memory_BSD = layers[0].before_attention(x)
-            y = _target_layer(
-                layers[1],
-                y,
-                layers[1].reader.keys_values(memory_BSD, positions_S),
-                positions_T,
-                merged=merged,
-            )
-            return _self_layer(layers[0], x, positions_S, causal=causal) if keep_inputs else x, y
-
+        S, merged, causal = x_BSD.shape[1], self.structure.cross == "merged", self.structure.inputs == "causal"
         stacks = [(name, params[name]["layers"]) for name in self.stacks]
         whole = stacks if score_inputs else [(name, jax.tree.map(lambda p: p[:-1], p)) for name, p in stacks]
-        carry = (x_BSD, y_BTD)
-        if jax.tree.leaves(whole[0][1])[0].shape[0] > 0:
-            carry = self._fold(lambda layers, xy: advance(layers, *xy, keep_inputs=True), carry, whole)
-        if not score_inputs:
-            end = [nnx.merge(self._graph[name], jax.tree.map(lambda p: p[-1], p)) for name, p in stacks]
-            carry = advance(end, *carry, keep_inputs=False)
-        x_BSD, y_BTD = carry
-        return rms_norm(x_BSD, params[first]["norm_D"]), rms_norm(y_BTD, params[last]["norm_D"])
+        end = [nnx.merge(self._graph[name], jax.tree.map(lambda p: p[-1], p)) for name, p in stacks]
+        first_norm, last_norm = params[self.stacks[0]]["norm_D"], params[self.stacks[-1]]["norm_D"]
+
+        if self.structure.stacks == "shared":
+            positions_n = np.concatenate([positions_S, positions_T])
+            z_BnD = self._fold(
+                lambda layers, z: _joint_layer(layers[0], z, positions_n, S, merged=merged, causal=causal),
+                jnp.concatenate([x_BSD, y_BTD], axis=1),
+                whole,
+            )
+            if not score_inputs:
+                return x_BSD, rms_norm(_last_joint_layer(end[0], z_BnD, positions_n, S, merged=merged), last_norm)
+            z_BnD = rms_norm(z_BnD, first_norm)
+            return z_BnD[:, :S], z_BnD[:, S:]
+
+        def advance(layers: list[Layer], xy: tuple[Array, Array], keep_inputs: bool = True) -> tuple[Array, Array]:
+            x, y = xy
+            memory = layers[1].reader.keys_values(layers[0].before_attention(x), positions_S)
+            y = _target_layer(layers[1], y, memory, positions_T, merged=merged)
+            return _self_layer(layers[0], x, positions_S, causal=causal) if keep_inputs else x, y
+
+        xy = self._fold(advance, (x_BSD, y_BTD), whole)
+        x_BSD, y_BTD = xy if score_inputs else advance(end, xy, keep_inputs=False)
+        return rms_norm(x_BSD, first_norm), rms_norm(y_BTD, last_norm)
 
 
 def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:
@@ -238,22 +236,22 @@ def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:
     return np.broadcast_to(np.float32(0), shape)
 
 
-def _self_layer(layer: Layer, x_BSD: Array, positions_S: Array, *, causal: bool) -> Array:
+def _self_layer(layer: Layer, x_BSD: Array, positions_S: np.ndarray, *, causal: bool) -> Array:
     normed = layer.before_attention(x_BSD)
     q = layer.attn.queries(normed, positions_S)
-    mixed = attend(q, *layer.attn.keys_values(normed, positions_S), causal=causal)
+    mixed = attend(q, *layer.attn.keys_values(normed, positions_S), causal=causal, how=layer.attention)
     return layer.feed_forward(x_BSD + layer.attn.out(mixed))
 
 
 def _target_layer(
-    layer: Layer, y_BTD: Array, memory: tuple[Array, Array], positions_T: Array, *, merged: bool
+    layer: Layer, y_BTD: Array, memory: tuple[Array, Array], positions_T: np.ndarray, *, merged: bool
 ) -> Array:
     normed = layer.before_attention(y_BTD)
     q = layer.attn.queries(normed, positions_T)
     own = layer.attn.keys_values(normed, positions_T)
     if merged:
         own = _join(memory, own)
-    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True))
+    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention))
     if not merged:
         y_BTD = layer.read(y_BTD, memory, positions_T)
     return layer.feed_forward(y_BTD)
@@ -261,43 +259,47 @@ def _target_layer(
 
 def _joint_layer(
     layer: Layer,
-    x_BSD: Array,
-    y_BTD: Array,
-    positions_S: Array,
-    positions_T: Array,
+    z_BnD: Array,
+    positions_n: np.ndarray,
+    S: int,
     *,
     merged: bool,
     causal: bool,
-    keep_inputs: bool,
-) -> tuple[Array, Array]:
-    """One shared layer over both streams, each projection once over S+T positions."""
-    S = x_BSD.shape[1]
-    normed_BnD = layer.before_attention(jnp.concatenate([x_BSD, y_BTD], axis=1))
-    positions_n = jnp.concatenate([positions_S, positions_T])
-    memory_BSD, normed_BTD = normed_BnD[:, :S], normed_BnD[:, S:]
-    if keep_inputs or layer.cross is None:
-        k, v = layer.attn.keys_values(normed_BnD, positions_n)
-        inputs, targets = (k[:, :S], v[:, :S]), (k[:, S:], v[:, S:])
+) -> Array:
+    """One shared layer over both streams z = [x ; y], each projection once over all n = S+T positions."""
+    attention = partial(attend, how=layer.attention)
+    normed_BnD = layer.before_attention(z_BnD)
+    q, (k, v) = layer.attn.queries(normed_BnD, positions_n), layer.attn.keys_values(normed_BnD, positions_n)
+    memory = None if layer.cross is None else layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
+    if merged and causal and layer.attention in SKIPPING:
+        mixed = attention(q, k, v, causal=True)
     else:
-        inputs, targets = None, layer.attn.keys_values(normed_BTD, positions_T)
-    memory = inputs if layer.cross is None else layer.cross.keys_values(memory_BSD, positions_S)
-    assert memory is not None
-    target_keys_values = _join(memory, targets) if merged else targets
-    if not keep_inputs:
-        mixed = attend(layer.attn.queries(normed_BTD, positions_T), *target_keys_values, causal=True)
-        y_BTD = y_BTD + layer.attn.out(mixed)
-        y_BTD = y_BTD if merged else layer.read(y_BTD, memory, positions_T)
-        return x_BSD, layer.feed_forward(y_BTD)
-    assert inputs is not None
-    q = layer.attn.queries(normed_BnD, positions_n)
-    mixed_x = attend(q[:, :S], *inputs, causal=causal)
-    mixed_y = attend(q[:, S:], *target_keys_values, causal=True)
-    out_BnD = layer.attn.out(jnp.concatenate([mixed_x, mixed_y], axis=1))
-    x_BSD, y_BTD = x_BSD + out_BnD[:, :S], y_BTD + out_BnD[:, S:]
+        mixed_x = attention(q[:, :S], k[:, :S], v[:, :S], causal=causal)
+        # The keys and values of a merged softmax are those of both streams, as they lie.
+        first = 0 if merged else S
+        mixed_y = attention(q[:, S:], k[:, first:], v[:, first:], causal=True)
+        mixed = jnp.concatenate([mixed_x, mixed_y], axis=1)
+    z_BnD = z_BnD + layer.attn.out(mixed)
     if not merged:
-        y_BTD = layer.read(y_BTD, memory, positions_T)
-    z_BnD = layer.feed_forward(jnp.concatenate([x_BSD, y_BTD], axis=1))
-    return z_BnD[:, :S], z_BnD[:, S:]
+        memory = memory or (k[:, :S], v[:, :S])
+        y_BTD = layer.read(z_BnD[:, S:], memory, positions_n[S:])
+        z_BnD = jnp.concatenate([z_BnD[:, :S], y_BTD], axis=1)
+    return layer.feed_forward(z_BnD)
+
+
+def _last_joint_layer(layer: Layer, z_BnD: Array, positions_n: np.ndarray, S: int, *, merged: bool) -> Array:
+    """A shared layer whose inputs nothing reads: of x its keys and values alone."""
+    normed_BnD = layer.before_attention(z_BnD)
+    positions_T, normed_BTD, y_BTD = positions_n[S:], normed_BnD[:, S:], z_BnD[:, S:]
+    if layer.cross is None:
+        k, v = layer.attn.keys_values(normed_BnD, positions_n)
+        memory, own = (k[:, :S], v[:, :S]), (k, v) if merged else (k[:, S:], v[:, S:])
+    else:
+        memory = layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
+        own = layer.attn.keys_values(normed_BTD, positions_T)
+    mixed = attend(layer.attn.queries(normed_BTD, positions_T), *own, causal=True, how=layer.attention)
+    y_BTD = y_BTD + layer.attn.out(mixed)
+    return layer.feed_forward(y_BTD if merged else layer.read(y_BTD, memory, positions_T))
 
 
 def _join(memory: tuple[Array, Array], own: tuple[Array, Array]) -> tuple[Array, Array]:

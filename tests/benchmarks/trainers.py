@@ -5,14 +5,16 @@
     python tests/benchmarks/trainers.py --case d64 --pinned   one process a core, each pinned to it
     python tests/benchmarks/trainers.py --case encdec --peers ours,t5
 
-Each trainer is a process of its own that lives throughout; rounds go through all of them in turn, and ratios are medians
-over rounds, since the machine's own speed drifts. PyTorch peers need `pip install torch transformers` (not in [dev]).
+Each trainer is a process of its own that lives throughout, in the environment that `lab run` gives its workers; rounds go
+through all of them in a random order, and ratios are medians over rounds, since the machine's own speed drifts.
+PyTorch peers need `pip install torch transformers` (not in [dev]).
 """
 
 import argparse
 import importlib
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -20,11 +22,13 @@ import sys
 import time
 from pathlib import Path
 
+from sweeps.launch import local
+
 CASES = {
-    "d256": dict(D=256, L=4, S=128, T=128, B=16),
-    "d64": dict(D=64, L=2, S=64, T=64, B=8),
-    "d32": dict(D=32, L=2, S=32, T=32, B=4),
-    "encdec": dict(D=256, L=2, S=256, T=64, B=16, structure="encoder_decoder", loss="targets"),
+    "d256": dict(D=256, N=4, L=4, S=128, T=128, B=16),
+    "d64": dict(D=64, N=4, L=2, S=64, T=64, B=8),
+    "d32": dict(D=32, N=2, L=2, S=32, T=32, B=4),
+    "encdec": dict(D=256, N=4, L=2, S=256, T=64, B=16, structure="encoder_decoder", loss="targets"),
 }
 SECONDS = 4.0  # of one trainer in one round
 
@@ -48,7 +52,11 @@ def serve(peer: str, case: dict, start: float) -> None:
 
 class Child:
     def __init__(self, peer: str, case: dict, core: int | None):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment = {
+            **os.environ,
+            **local.CPU_ENVIRONMENT,
+            "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        }
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         command = [sys.executable, __file__, "--serve", peer, json.dumps(case), str(time.time())]
         if core is not None:
@@ -93,8 +101,9 @@ def main() -> None:
         _, seconds, _ = _round(groups[name], 4)
         count[name] = max(4, int(4 * SECONDS / seconds))
     speeds, memory = {name: [] for name in names}, {}
+    order = random.Random(0)
     for _ in range(arguments.rounds):
-        for name in names:
+        for name in order.sample(names, len(names)):
             rate, _, memory[name] = _round(groups[name], count[name])
             speeds[name].append(rate)
     for group in groups.values():
@@ -103,7 +112,9 @@ def main() -> None:
 
     tokens = case["B"] * (case["S"] + case["T"])
     width = max(map(len, names))
-    print(f"{'':{width}}  ms a step    tokens/s  of {names[0]}'s     first step   peak memory   losses of the first steps")
+    print(
+        f"{'':{width}}  ms a step    tokens/s  of {names[0]}'s     first step   peak memory   losses of the first steps"
+    )
     for name in names:
         ratio = statistics.median(a / b for a, b in zip(speeds[name], speeds[names[0]], strict=True))
         rate = statistics.median(speeds[name])
@@ -114,6 +125,7 @@ def main() -> None:
 
 def _round(group: list[Child], count: int) -> tuple[float, float, int]:
     """Steps a second of the whole group, seconds of its slowest, largest memory."""
+    time.sleep(1.0)  # OpenMP's threads spin on after their last work, and would take from who comes next
     for child in group:
         child.ask(count)
     answers = [child.answer() for child in group]

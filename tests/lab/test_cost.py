@@ -12,9 +12,9 @@ import flop_counter
 import lab.layers
 import lab.transformer
 from lab import cost
+from lab.attention import attend
 from lab.data.tokenizers import TOKENIZERS
 from lab.hardware import Execution
-from lab.layers import attend
 from lab.objectives import build, predicted_positions
 from lab.program import loss_and_gradient, program, shapes, token_losses
 from lab.spec import Budget, Objective, Options, Run, Shape
@@ -22,6 +22,7 @@ from lab.structure import ALL_TWO_STREAM, LADDER, STRUCTURES, Structure
 from runs import EVERY_STRUCTURE, TINY, legal, make_run
 
 V = TOKENIZERS["bytes"].V
+REFERENCE = Execution(steps_per_dispatch=1, scan=False, attention="reference")
 GROUPED = (Shape(D=12, F=20, N=4, K=2, H=6, L=3, L_input=3), Options(tied_embeddings=False))
 SHAPES = {
     "multi-head": (TINY, Options()),
@@ -73,7 +74,7 @@ def of(run: Run):
 def test_counts_equal_the_program(case: Run, scan: bool):
     if scan and case.shape.L < 3:
         pytest.skip("a scan's length shows where there are three layers")
-    p = program(case, Execution(steps_per_dispatch=1, scan=scan))
+    p = program(case, replace(REFERENCE, scan=scan))
     params = p.model.abstract()
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == cost.parameters(*of(case)).total
     batch = shapes(p, (case.batch,))
@@ -103,13 +104,13 @@ def test_exact_is_dense_less_the_pairs_that_are_not_attended(case: Run, monkeypa
     """The attentions that the model makes are noted while it is traced, and each one's pairs are counted by force."""
     calls = []
 
-    def watched(q, k, v, *, causal):
+    def watched(q, k, v, *, causal, how):
         calls.append((q.shape[1], k.shape[1], causal))
-        return attend(q, k, v, causal=causal)
+        return attend(q, k, v, causal=causal, how=how)
 
     monkeypatch.setattr(lab.transformer, "attend", watched)
     monkeypatch.setattr(lab.layers, "attend", watched)
-    p = program(case, Execution(steps_per_dispatch=1, scan=False))
+    p = program(case, REFERENCE)
     jax.eval_shape(functools.partial(token_losses, p.model, p.objective), p.model.abstract(), shapes(p, (1,)))
     unattended = sum(T * S - attended_pairs(T, S, causal) for T, S, causal in calls)
     counted, pair = cost.forward(*of(case)), 4 * case.shape.N * case.shape.H
@@ -123,7 +124,7 @@ def test_unused_parameters_get_no_gradient(executed: Run):
         case.structure.stacks == "separate" and case.structure.memory == "same"
     ):
         pytest.skip("all of this structure's parameters are used, as the ladder's are")
-    p = program(case, Execution(steps_per_dispatch=1, scan=False))
+    p = program(case, REFERENCE)
     tokens = np.random.default_rng(0).integers(0, 256, (case.batch, case.objective.length)).astype(np.int32)
     batch = build(case.objective, tokens, TOKENIZERS["bytes"], seed=0, first=0)
     gradient = jax.jit(functools.partial(loss_and_gradient, p))(p.model.init(1), batch)[1]

@@ -141,15 +141,15 @@ def test_no_prediction_sees_what_it_predicts_or_later(structure, loss):
 def test_causal_inputs_see_no_later_input(structure):
     """Through the memory: with one target, only the inputs' own attention decides which inputs shape a stream."""
     run = make_run(structure, objective=Objective(S=6, T=1), batch=1)
-    p = program(run, UNROLLED)
+    p = program(run, replace(UNROLLED, attention="reference"))
     params = perturbed(p.model.init(0))
     reached = []
     import lab.transformer as transformer
 
-    def watch(q, k, v, *, causal):
+    def watch(q, k, v, *, causal, how):
         if q.shape[1] == k.shape[1] == 6:
             reached.append(causal)
-        return real(q, k, v, causal=causal)
+        return real(q, k, v, causal=causal, how=how)
 
     real, transformer.attend = transformer.attend, watch
     try:

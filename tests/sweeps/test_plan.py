@@ -55,7 +55,7 @@ def test_every_shipped_study_plans_what_the_program_costs():
         seen = {}
         for row in plan.runs:
             assert abs(row.residual) <= 0.01, (name, row.run_id)
-            p = program(row.run, Execution(steps_per_dispatch=1, scan=True))
+            p = program(row.run, Execution(steps_per_dispatch=1, scan=True, attention="reference"))
             if p.key not in seen:
                 seen[p.key] = flop_counter.count(
                     lambda params, b, p=p: loss_and_gradient(p, params, b),

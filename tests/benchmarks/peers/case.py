@@ -1,11 +1,11 @@
 """What is trained: the shape, the tokens, the initial parameters. Free of any framework."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from lab.spec import Budget, Data, Objective, Optimizer, Run
+from lab.spec import Budget, Data, Objective, Optimizer, Run, Shape
 from lab.structure import STRUCTURES
 from sweeps.ladder import shape
 
@@ -19,6 +19,7 @@ class Case:
     """A decoder-only transformer with loss on all tokens over S + T positions (S first, then T targets)."""
 
     D: int
+    N: int  # heads
     L: int
     S: int
     T: int
@@ -27,11 +28,15 @@ class Case:
     structure: str = "decoder_only"
     loss: str = "all"
 
+    @property
+    def shape(self) -> Shape:
+        return replace(shape(self.D, self.L), N=self.N, K=self.N, H=self.D // self.N)
+
     @cached_property
     def run(self) -> Run:
         return Run(
             structure=STRUCTURES[self.structure],
-            shape=shape(self.D, self.L),
+            shape=self.shape,
             objective=Objective(S=self.S, T=self.T, loss=self.loss),
             data=Data(corpus="markov", manifest="0" * 64, train_tokens=10**9),
             optimizer=Optimizer(learning_rate=RATE),

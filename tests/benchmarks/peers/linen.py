@@ -10,7 +10,6 @@ import optax
 from flax.training.train_state import TrainState
 
 from peers.case import BETA1, BETA2, CLIP, DECAY, EPS, NORM_EPS, RATE, ROPE_BASE, Case, V
-from sweeps.ladder import shape
 
 
 def rope(x):
@@ -80,7 +79,7 @@ def renamed(tree, L):
 
 class Trainer:
     def __init__(self, case: Case):
-        s = shape(case.D, case.L)
+        s = case.shape
         model = Decoder(s.D, s.L, s.N, s.H, s.F, {"f32": jnp.float32, "bf16": jnp.bfloat16}[case.precision])
         self.data = [tuple(parts) for parts in zip(*case.sequences, strict=True)]
         mask = partial(jax.tree_util.tree_map_with_path, lambda path, a: path[-1].key == "kernel")

@@ -9,7 +9,7 @@ from lab.objectives import build
 from lab.optimizers import Hyperparameters
 from lab.program import compiled, program
 from lab.train import _stack
-from peers.case import RATE, V, Case
+from peers.case import RATE, Case, V
 
 
 class Trainer:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from peers.case import BETA1, BETA2, CLIP, DECAY, EPS, RATE, V, Case
+from peers.case import BETA1, BETA2, CLIP, DECAY, EPS, RATE, Case, V
 
 
 class Trainer:
@@ -21,7 +21,9 @@ class Trainer:
         self.model = T5ForConditionalGeneration(config)
         self.model.train()
         self.parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, betas=(BETA1, BETA2), eps=EPS, weight_decay=DECAY, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=RATE, betas=(BETA1, BETA2), eps=EPS, weight_decay=DECAY, fused=True
+        )
         x, y = case.tokens[..., : case.S].astype(np.int64), case.tokens[..., case.S :].astype(np.int64)
         self.data = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(x, y, strict=True)]
         self.cast = torch.autocast("cpu", torch.bfloat16) if case.precision == "bf16" else contextlib.nullcontext()

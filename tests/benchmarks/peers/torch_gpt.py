@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from peers.case import BETA1, BETA2, CLIP, DECAY, EPS, NORM_EPS, RATE, ROPE_BASE, Case
-from sweeps.ladder import shape
 
 
 def rope(x, cos, sin):
@@ -74,7 +73,7 @@ class Trainer:
 
     def __init__(self, case: Case):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        model = Decoder(shape(case.D, case.L), case.parameters["embedding_VD"].shape[0], case.length)
+        model = Decoder(case.shape, case.parameters["embedding_VD"].shape[0], case.length)
         model.load(case.parameters)
         matrices = [p for block in model.blocks for p in block.parameters() if p.ndim == 2]
         others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -84,7 +83,9 @@ class Trainer:
         self.model = torch.compile(model) if self.compiled else model
         inputs, labels, weights = case.sequences
         labels = np.where(weights > 0, labels, -1)
-        self.data = [(torch.from_numpy(x).long(), torch.from_numpy(y).long()) for x, y in zip(inputs, labels, strict=True)]
+        self.data = [
+            (torch.from_numpy(x).long(), torch.from_numpy(y).long()) for x, y in zip(inputs, labels, strict=True)
+        ]
         self.cast = torch.autocast("cpu", torch.bfloat16) if case.precision == "bf16" else contextlib.nullcontext()
         self.taken = 0
 
