@@ -19,7 +19,7 @@ from lab.spec import Run
 # a shared 2-core x86-64 virtual machine with AVX-512, widths 8 to 48 (`tests/benchmarks/rates.py runs/quickstart`: within
 # 10% of the median step at every width); gpu and tpu: not measured, a guess.
 RATES = {
-    "cpu": (2e9, 60e9, 32, 0.3e-3),
+    "cpu": (4e9, 110e9, 48, 0.3e-3),
     "gpu": (1e11, 1e14, 512, 1e-3),
     "tpu": (1e11, 8e13, 512, 1e-3),
 }
@@ -37,23 +37,47 @@ MAX_STEPS_PER_DISPATCH = 64
 class Execution:
     """Stored with a run's first checkpoint and used again when it resumes.
 
-    steps_per_dispatch: at most so many steps are taken in one call. scan: one compiled body for all layers.
-    microbatches: the batch is cut in so many parts whose summed gradients are divided once.
-    attention: a key of lab.attention.ATTENTION.
+    steps_per_dispatch: at most so many steps are taken in one call. scan: one compiled body for all layers, `unroll` of
+    them a turn. remat: a layer's inside is computed again in the backward pass instead of kept. microbatches: the batch
+    is cut in so many parts whose summed gradients are divided once. attention: a key of lab.attention.ATTENTION.
     """
 
     steps_per_dispatch: int
     scan: bool
+    unroll: int = 1
+    remat: bool = False
     microbatches: int = 1
     attention: str = "blocked"
 
     def __post_init__(self):
-        for name in ("steps_per_dispatch", "microbatches"):
+        for name in ("steps_per_dispatch", "unroll", "microbatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"execution.{name} = {getattr(self, name)}: use at least 1")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+# Dense bf16 FLOP/s of one chip, from the makers' data sheets; the name that JAX gives the chip holds the key.
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Of all local devices together; None where the device is not in the table, as processors are not."""
+    import jax
+
+    name = jax.local_devices()[0].device_kind
+    peak = next((peak for key, peak in PEAKS.items() if key in name), None)
+    return peak * jax.local_device_count() if peak else None
 
 
 def step_seconds(run: Run, V: int, kind: str = "cpu") -> float:

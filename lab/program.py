@@ -27,6 +27,8 @@ from lab.spec import Objective, Run, nearest
 from lab.transformer import Params, Transformer
 from lab.versions import versions
 
+LOGITS_AT_ONCE = 2**25  # 128 MB in float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
@@ -55,6 +57,8 @@ def program(run: Run, execution: Execution) -> Program:
         V=TOKENIZERS[run.data.tokenizer].V,
         precision=run.precision,
         scan=execution.scan,
+        unroll=execution.unroll,
+        remat=execution.remat,
         attention=execution.attention,
     )
     return Program(
@@ -62,11 +66,33 @@ def program(run: Run, execution: Execution) -> Program:
     )
 
 
-def token_losses(model: Transformer, objective: Objective, params: Params, batch: Batch) -> jax.Array:
-    """(B, P) negative log-likelihoods in nats, float32, of every scored position."""
-    logits_BPV = model(params, objective, jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
-    chosen_BP = jnp.take_along_axis(logits_BPV, jnp.asarray(batch.labels)[:, :, None], axis=2)[:, :, 0]
-    return jax.nn.logsumexp(logits_BPV, axis=2) - chosen_BP
+def token_losses(
+    model: Transformer, objective: Objective, params: Params, batch: Batch, *, at_once: int = LOGITS_AT_ONCE
+) -> jax.Array:
+    """(B, P) negative log-likelihoods in nats, float32, of every scored position.
+
+    Where there are more than `at_once` logits the head runs over equal parts of the positions, and again over each in
+    the backward pass: the logits of all of them are never there together.
+    """
+    hidden_BPD = model.hidden(params, objective, jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
+    labels_BP = jnp.asarray(batch.labels)
+
+    def losses(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden, labels = part
+        logits = model.head(params, hidden)
+        chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    parts = _parts(labels_BP.size, at_once // model.V)
+    if parts == 1:
+        return losses((hidden_BPD, labels_BP))
+    cut = hidden_BPD.reshape(parts, -1, hidden_BPD.shape[-1]), labels_BP.reshape(parts, -1)
+    return jax.lax.map(jax.checkpoint(losses), cut).reshape(labels_BP.shape)
+
+
+def _parts(rows: int, most: int) -> int:
+    """The least number of equal parts of at most `most` rows."""
+    return next(n for n in range(max(1, -(-rows // max(most, 1))), rows + 1) if rows % n == 0)
 
 
 def loss_and_gradient(p: Program, params: Params, batch: Batch) -> tuple[jax.Array, Params]:

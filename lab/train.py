@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from lab.versions import versions
 
 log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 60.0
+PROFILE = "profile"
 # A model that knows nothing is at ln V. Twice that in the second half of its budget: it is lost.
 DIVERGED_AT_LN_V = 2.0
 
@@ -50,6 +51,25 @@ def parameter_hash(params: Params) -> str:
     return digest.hexdigest()
 
 
+class Clock:
+    """Seconds of this process by what they were spent on."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = dict.fromkeys(("compile", "data", "evaluate", "checkpoint"), 0.0)
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.monotonic() - start
+
+    def left(self, training: float) -> float:
+        """What is left of `training` seconds in the loop: waiting for the device."""
+        return max(training - sum(self.seconds[part] for part in ("data", "evaluate", "checkpoint")), 0.0)
+
+
 def train(
     run: Run,
     run_dir: Path,
@@ -58,11 +78,13 @@ def train(
     compile_lock: Callable[[str], AbstractContextManager[Any]] | None = None,
     execution: Execution | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Trains `run` in `run_dir` and returns its result (lab.records); a run that has ended is not trained again.
 
     on_progress(step, steps, loss, tokens per second) is called after each dispatch. compile_lock(key) guards the first
-    compilation of a shape, so that workers do not compile it twice at once. Raises Preempted after SIGTERM or SIGINT,
+    compilation of a shape, so that workers do not compile it twice at once. profile: the second dispatch (or the only one)
+    is traced into run_dir/profile, for XProf or `jax.profiler.ProfileData`. Raises Preempted after SIGTERM or SIGINT,
     with everything saved.
     """
     run_dir = Path(run_dir)
@@ -73,7 +95,7 @@ def train(
                 f"{run_dir}: holds the result of {finished['run_id']}, not of {run.run_id}; use another --out"
             )
         return finished
-    began = time.monotonic()
+    began, clock = time.monotonic(), Clock()
     use_compilation_cache()
     kind = jax.default_backend()
     V = TOKENIZERS[run.data.tokenizer].V
@@ -101,7 +123,7 @@ def train(
             device,
         )
     p = program(run, execution)
-    with compile_lock(p.key) if compile_lock else contextlib.nullcontext():
+    with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
         built = compiled(p)
     ledger = Ledger(run, V)
     attempts, seconds_before, last_loss = 1, 0.0, None
@@ -116,21 +138,19 @@ def train(
     steps = cost.steps(run, V)
     evaluate_at = {math.ceil(steps * i / run.evaluation.times) for i in range(1, run.evaluation.times)}
     diverged_at: int | None = None
-    tokens_before, training_began = ledger.spent["tokens"], time.monotonic()
+    tokens_before, exact_before, training_began = ledger.spent["tokens"], ledger.spent["exact"], time.monotonic()
 
     def save() -> None:
-        checkpoints.save(
-            ledger.steps,
-            state,
-            {
-                "spent": ledger.spent,
-                "execution": execution.to_json(),
-                "device": device,
-                "attempts": attempts,
-                "seconds": seconds_before + time.monotonic() - began,
-                "last_loss": last_loss,
-            },
-        )
+        note = {
+            "spent": ledger.spent,
+            "execution": execution.to_json(),
+            "device": device,
+            "attempts": attempts,
+            "seconds": seconds_before + time.monotonic() - began,
+            "last_loss": last_loss,
+        }
+        with clock("checkpoint"):
+            checkpoints.save(ledger.steps, state, note)
 
     def absorb(pending: tuple[int, list[float], Any, Any]) -> None:
         """Reads the metrics of a dispatch that was sent off earlier."""
@@ -158,25 +178,27 @@ def train(
 
     try:
         with stop_flag() as stop:
-            pending, saved_at = None, time.monotonic()
+            pending, saved_at, dispatches = None, time.monotonic(), 0
             while diverged_at is None and ledger.fits(STEP):
                 first, batches, rates = ledger.steps, [], []
-                while len(rates) < execution.steps_per_dispatch and ledger.fits(STEP):
-                    rates.append(learning_rate(run.optimizer, ledger.share_in(STEP)))
-                    tokens = examples.batch(ledger.steps, run.batch)
-                    batches.append(
-                        build(run.objective, tokens, tokenizer, seed=run.seed.data, first=ledger.steps * run.batch)
-                    )
-                    ledger.charge(STEP)
-                    if ledger.steps in evaluate_at:
-                        break
-                state, losses, norms = built.advance(
-                    state,
-                    _stack(batches, execution.steps_per_dispatch),
-                    hyper,
-                    _pad(rates, execution),
-                    np.int32(len(rates)),
-                )
+                # The device is at work on the dispatch before.
+                with clock("data"):
+                    while len(rates) < execution.steps_per_dispatch and ledger.fits(STEP):
+                        rates.append(learning_rate(run.optimizer, ledger.share_in(STEP)))
+                        tokens = examples.batch(ledger.steps, run.batch)
+                        batches.append(
+                            build(run.objective, tokens, tokenizer, seed=run.seed.data, first=ledger.steps * run.batch)
+                        )
+                        ledger.charge(STEP)
+                        if ledger.steps in evaluate_at:
+                            break
+                    stacked = _stack(batches, execution.steps_per_dispatch)
+                count, dispatches = np.int32(len(rates)), dispatches + 1
+                traced = profile and (dispatches == 2 or (dispatches == 1 and not ledger.fits(STEP)))
+                with jax.profiler.trace(str(run_dir / PROFILE)) if traced else contextlib.nullcontext():
+                    state, losses, norms = built.advance(state, stacked, hyper, _pad(rates, execution), count)
+                    if traced:
+                        jax.block_until_ready(losses)
                 if pending:
                     absorb(pending)  # one dispatch late, so that the device never waits for the host
                 pending = (first, rates, losses, norms)
@@ -185,7 +207,8 @@ def train(
                     absorb(pending)
                     pending = None
                     if diverged_at is None and ledger.steps in evaluate_at:
-                        now = _evaluate(built, state, held_out, tokenizer)
+                        with clock("evaluate"):
+                            now = _evaluate(built, state, held_out, tokenizer)
                         metrics.write(step=ledger.steps, share=ledger.steps / steps, held_out_loss=now["loss"])
                     if diverged_at is None and (due or stop.is_set()):
                         save()
@@ -194,11 +217,12 @@ def train(
                     raise Preempted()
             if pending and diverged_at is None:
                 absorb(pending)
-            trained = time.monotonic() - training_began
+            stepped = clock.left(trained := time.monotonic() - training_began)
             final = None
             if diverged_at is None:
                 save()
-                final = _evaluate(built, state, held_out, tokenizer)
+                with clock("evaluate"):
+                    final = _evaluate(built, state, held_out, tokenizer)
     finally:
         metrics.close()
         checkpoints.close()
@@ -206,6 +230,7 @@ def train(
     nothing = {"loss": None, "bits_per_byte": None, "loss_per_position": None, "loss_standard_error": None}
     if diverged_at is not None:
         ledger = _ledger_at(run, V, diverged_at + 1)
+    speed, peak = (ledger.spent["exact"] - exact_before) / max(trained, 1e-9), hardware.peak_flops()
     result = {
         "schema": records.SCHEMA,
         "run_id": run.run_id,
@@ -227,7 +252,10 @@ def train(
         "measured": {
             "seconds": seconds_before + time.monotonic() - began,
             "compile_seconds": built.seconds,
+            "seconds_by_part": {**clock.seconds, "step": stepped},
             "tokens_per_second": (ledger.spent["tokens"] - tokens_before) / max(trained, 1e-9),
+            "exact_flops_per_second": speed,
+            "mfu": speed / peak if peak else None,
             "peak_memory_bytes": hardware.peak_memory_bytes(),
             "attempts": attempts,
             "device": device,

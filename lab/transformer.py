@@ -41,7 +41,8 @@ class Transformer:
     """Static description of the model; parameters are a plain pytree, `init` makes them and `__call__` uses them.
 
     scan: one compiled layer body for the whole depth instead of one for each layer. Compiles in a time that does not
-    grow with depth; on CPU over few layers it runs slower.
+    grow with depth; on CPU over few layers it runs slower. unroll: so many layers in one turn of that scan.
+    remat: keep what enters a layer and compute the rest again in the backward pass (Chen et al. 2016).
     """
 
     structure: Structure
@@ -50,6 +51,8 @@ class Transformer:
     V: int
     precision: str = "f32"
     scan: bool = False
+    unroll: int = 1
+    remat: bool = False
     attention: str = "reference"
 
     @property
@@ -122,11 +125,10 @@ class Transformer:
         rows = params.get(table, params["embedding_VD"])[tokens]
         return (rows * self.shape.D**0.5).astype(DTYPES[self.precision])
 
-    def _head(self, params: Params, hidden_BPD: Array) -> Array:
+    def head(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Float32 logits."""
         table_VD = params.get("head_VD", params["embedding_VD"])
-        return jnp.einsum(
-            "BPD,VD->BPV", hidden_BPD, table_VD.astype(hidden_BPD.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("...D,VD->...V", hidden, table_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def __call__(
         self,
@@ -135,7 +137,17 @@ class Transformer:
         inputs_BS: Int[Array, "B S"],
         targets_BT: Int[Array, "B T"],
     ) -> Float[Array, "B P V"]:
-        """Float32 logits of the P scored positions, and of no other.
+        """Float32 logits of the P scored positions, and of no other."""
+        return self.head(params, self.hidden(params, objective, inputs_BS, targets_BT))
+
+    def hidden(
+        self,
+        params: Params,
+        objective: Objective,
+        inputs_BS: Int[Array, "B S"],
+        targets_BT: Int[Array, "B T"],
+    ) -> Float[Array, "B P D"]:
+        """What the head reads at the P scored positions.
 
         lm: `targets_BT` is [SEP, y_1 .. y_{T-1}] and the T last positions predict y_1 .. y_T; with loss=all they are
         preceded by S-1 that predict x_2 .. x_S. masked_lm: `targets_BT` holds the positions of the T masked tokens.
@@ -145,14 +157,13 @@ class Transformer:
         positions_S = np.arange(S)
         if self.structure.encoder_only:
             x_BSD = self._run_alone(params, "input", x_BSD, positions_S)
-            return self._head(params, jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1))
+            return jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1)
         y_BTD = self._embed(params, "target_embedding_VD", targets_BT)
         positions_T = np.arange(T) + (S if self.options.positions == "continue" else 0)
         score_inputs = objective.loss == "all"
         streams = self._advance_both if self.structure.memory == "same" else self._advance_in_turn
         x_BSD, y_BTD = streams(params, x_BSD, y_BTD, positions_S, positions_T, score_inputs)
-        scored_BPD = jnp.concatenate([x_BSD[:, :-1], y_BTD], axis=1) if score_inputs else y_BTD
-        return self._head(params, scored_BPD)
+        return jnp.concatenate([x_BSD[:, :-1], y_BTD], axis=1) if score_inputs else y_BTD
 
     # ---- depth -----------------------------------------------------------------------------------------------------
 
@@ -166,8 +177,10 @@ class Transformer:
         layers = [p for _, p in stacks]
         if jax.tree.leaves(layers)[0].shape[0] == 0:
             return carry
+        if self.remat:
+            at_depth = jax.checkpoint(at_depth, prevent_cse=not self.scan)
         if self.scan:
-            return jax.lax.scan(at_depth, carry, layers)[0]
+            return jax.lax.scan(at_depth, carry, layers, unroll=self.unroll)[0]
         for index in range(jax.tree.leaves(layers)[0].shape[0]):
             carry, _ = at_depth(carry, jax.tree.map(lambda p, i=index: p[i], layers))
         return carry

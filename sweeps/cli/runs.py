@@ -121,7 +121,7 @@ def flops(
     )
 
 
-def train(run: Path_, /, out: Path | None = None) -> None:
+def train(run: Path_, /, out: Path | None = None, profile: bool = False) -> None:
     """Train one run in the foreground; started again, it goes on where it was.
 
     Example: lab train runs/quickstart/runs/prefix_lm-d32-l2-1.60e11flops-0123456789/run.json --out runs/alone
@@ -129,6 +129,7 @@ def train(run: Path_, /, out: Path | None = None) -> None:
     Args:
         run: a run.json, or a run's directory
         out: the directory to train in (default: runs/<run id>)
+        profile: trace a few steps into the directory's profile/, for XProf
     """
     from lab.train import train as train_run
 
@@ -142,8 +143,13 @@ def train(run: Path_, /, out: Path | None = None) -> None:
         def show(step: int, steps: int, loss: float | None, speed: float) -> None:
             progress.update(task, completed=step, total=steps, note=f"loss {loss:.3f}, {speed:,.0f} tokens/s")
 
-        result = train_run(content, directory, on_progress=show)
-    outcome = result["outcome"]
+        result = train_run(content, directory, on_progress=show, profile=profile)
+    outcome, measured = result["outcome"], result["measured"]
+    if "seconds_by_part" in measured:  # a result of before this was recorded has none
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in measured["seconds_by_part"].items())
+        speed = f"{measured['tokens_per_second']:,.0f} tokens/s, {measured['exact_flops_per_second']:.3g} exact FLOP/s"
+        mfu = f", {measured['mfu']:.0%} of the device's peak" if measured["mfu"] else ""
+        print(f"{speed}{mfu}; seconds: {parts}")
     if result["status"] == "done":
         print(
             f"done: {outcome['loss']:.4f} nats per target token, {outcome['bits_per_byte']:.4f} bits per byte; {directory}"

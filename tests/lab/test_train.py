@@ -9,10 +9,11 @@ import sys
 import time
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
-from lab import cost, records
+from lab import cost, hardware, records
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
 from lab.hardware import Execution
@@ -63,6 +64,35 @@ def test_killed_and_restarted_is_the_same_run(name, loss, tmp_path):
     lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in records.read_metrics(tmp_path / d)]
              for d in ("whole", "killed")]  # fmt: skip
     assert lines[0] == lines[1]
+
+
+def test_where_the_time_went_adds_up(tmp_path):
+    run = real_run(evaluation=Evaluation(examples=16, times=2))
+    measured = train(run, tmp_path, execution=TWO_STEPS, checkpoint_seconds=0)["measured"]
+    parts = measured["seconds_by_part"]
+    assert set(parts) == {"compile", "data", "step", "evaluate", "checkpoint"}
+    assert all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) <= measured["seconds"]
+    spent = cost.planned(run, V)
+    assert measured["exact_flops_per_second"] / measured["tokens_per_second"] == pytest.approx(
+        spent["exact"] / spent["tokens"]
+    )
+    assert measured["mfu"] is None  # a processor has no published peak
+
+
+def test_share_of_the_peak_of_a_known_chip(tmp_path, monkeypatch):
+    monkeypatch.setitem(hardware.PEAKS, jax.local_devices()[0].device_kind, 1e12)
+    measured = train(real_run(), tmp_path, execution=TWO_STEPS)["measured"]
+    assert measured["mfu"] == pytest.approx(measured["exact_flops_per_second"] / 1e12 / jax.local_device_count())
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [2, 64], ids=["several dispatches", "one"])
+def test_a_profile_shows_the_training_program(tmp_path, steps_per_dispatch):
+    train(real_run(), tmp_path, execution=replace(TWO_STEPS, steps_per_dispatch=steps_per_dispatch), profile=True)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+    names = {event.name for plane in planes for line in plane.lines for event in line.events}
+    assert any("advance" in name or "dot" in name for name in names)
 
 
 def test_a_resume_uses_the_settings_it_was_begun_with(tmp_path, caplog):

@@ -187,6 +187,66 @@ def test_microbatches_add_up(name):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("execution", [dict(scan=True), dict(scan=True, unroll=2), dict(remat=True), dict(scan=True, remat=True),
+                                       dict(attention="reference"), dict(scan=True, unroll=3, remat=True)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", ["encoder_decoder", "prefix_lm", "decoder_only"])
+def test_the_execution_changes_no_number(name, execution):
+    run = make_run(name, shape=GROUPED)
+    params = perturbed(program(run, UNROLLED).model.init(0))
+    _, batch = some_batch(run)
+    plain, other = (
+        jax.jit(functools.partial(loss_and_gradient, program(run, e)))(params, batch)
+        for e in (UNROLLED, replace(UNROLLED, **execution))
+    )
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 10, 3])
+def test_a_head_in_parts_gives_the_same_losses_and_gradients(rows):
+    run = make_run("decoder_only", objective=Objective(S=6, T=5, loss="all"))
+    model = program(run, UNROLLED).model
+    params = perturbed(model.init(0))
+    _, batch = some_batch(run)
+    weights = np.random.default_rng(0).normal(size=batch.labels.shape).astype(np.float32)
+
+    def value_and_gradient(at_once):
+        def total(params):
+            losses = token_losses(model, run.objective, params, batch, at_once=at_once)
+            return jnp.sum(losses * weights), losses
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+    whole, cut = value_and_gradient(2**25), value_and_gradient(rows * model.V)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_a_head_in_parts_never_holds_all_logits():
+    run = make_run("decoder_only", objective=Objective(S=6, T=5, loss="all"))
+    model = program(run, UNROLLED).model
+    _, batch = some_batch(run)
+
+    def largest(at_once):
+        traced = jax.make_jaxpr(
+            jax.grad(lambda p: jnp.sum(token_losses(model, run.objective, p, batch, at_once=at_once)))
+        )(model.init(0))
+        return max(_sizes(traced.jaxpr))
+
+    assert largest(2**25) == batch.labels.size * model.V
+    assert largest(4 * model.V) < batch.labels.size * model.V / 2
+
+
+def _sizes(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _sizes(inner)
+
+
 def test_bf16_stays_near_f32_and_keeps_f32_parameters_and_loss():
     run = make_run("prefix_lm", shape=GROUPED)
     params = program(run, UNROLLED).model.init(0)

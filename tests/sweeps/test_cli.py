@@ -41,7 +41,7 @@ def test_describe_train_and_sample(capsys, run_file, tmp_path):
     for shown in ("optimizer.learning_rate", "0.003", "target attention", "<- budget", "parameters"):
         assert shown in out
     code, out, _ = run(capsys, "train", str(run_file), "--out", str(tmp_path / "out"))
-    assert code == 0 and "nats per target token" in out
+    assert code == 0 and "nats per target token" in out and "exact FLOP/s; seconds: compile" in out
     code, out, _ = run(capsys, "sample", str(tmp_path / "out"), "--prompt", "ab", "--tokens", "12")
     assert code == 0 and len(out.strip()) >= 12
     code, again, _ = run(capsys, "sample", str(tmp_path / "out"), "--prompt", "ab", "--tokens", "12")
