@@ -75,7 +75,7 @@ def gather(
     found: FitAnswer, *, laws: Sequence[str] | None = None, progress: Progress | None = None
 ) -> tuple[FitAnswer, Evidence]:
     """The evidence, and the answer with what it adds to the reasons for care. `laws` are those to compare with, by default
-    all that read the same columns."""
+    all that read the same columns; one that can not be fitted to this table says why in its row."""
     tell = progress or (lambda what, done, of: None)
     fit = found.fit
     names = fit.free[:_PROFILES]
@@ -228,18 +228,23 @@ def _refitted(found: FitAnswer, fit: Fit, columns: Mapping[str, str]) -> Fit:
 
 
 def _laws(found: FitAnswer, asked: Sequence[str] | None, tell: Progress) -> tuple[LawRow, ...]:
-    """Laws of the same columns, by arm where the fitted one is, all with its delta and outlier rule."""
+    """Laws of the same columns, by arm where the fitted one is, or those that are `asked` for; all with the fitted one's
+    delta and outlier rule."""
     fit, table = found.fit, found.table
     _few(fit)
     kept = {name: value for name, value in found.options.items() if name in ("delta", "outliers", "quantile")}
-    others = [
-        Candidate(law=law, name=name, options=kept)
-        for name, law in LAWS.items()
-        if (law.columns == fit.law.columns if asked is None else name in asked)
-        and law.by_arm == fit.law.by_arm
-        and name not in (label(fit), "chinchilla_multipliers")
-        and not name.startswith(("learning_rate", "batch_size"))
-    ]
+    if asked is None:
+        chosen = [
+            name
+            for name, law in LAWS.items()
+            if law.columns == fit.law.columns
+            and law.by_arm == fit.law.by_arm
+            and name != "chinchilla_multipliers"
+            and not name.startswith(("learning_rate", "batch_size"))
+        ]
+    else:
+        chosen = list(dict.fromkeys(asked))
+    others = [Candidate(law=fits.named(name), name=name, options=kept) for name in chosen if name != label(fit)]
     pooled = LAWS.get(fit.law.name)
     if asked is None and fit.law.by_arm and pooled is not None and not pooled.by_arm:
         others.append(Candidate(law=pooled, name=f"{pooled.name}, one for all arms", options=kept))
@@ -249,9 +254,7 @@ def _laws(found: FitAnswer, asked: Sequence[str] | None, tell: Progress) -> tupl
     horizon = found.holdout.cuts[0].until / found.holdout.cuts[0].C if isinstance(found.holdout, Score) else 10.0
     for done, one in enumerate(others):
         tell(f"other laws: {one.label}", done, len(others))
-        other = attempt(
-            lambda c=one: fit_law(c.law, table, arm=found.arm, weights=fit.data.weights_n, starts=_STARTS, **c.options)
-        )
+        other = _beside(found, one)
         if isinstance(other, Refused):
             rows.append(LawRow(law=one.label, parameters=0, rms=np.nan, status=other.reason, score=None, values={}))
             continue
@@ -269,6 +272,15 @@ def _laws(found: FitAnswer, asked: Sequence[str] | None, tell: Progress) -> tupl
                    values=headline(found, other))
         )  # fmt: skip
     return tuple(rows)
+
+
+def _beside(found: FitAnswer, one: Candidate) -> Fit | Refused:
+    """Another law on the same rows; a law that a person asked for may need columns that the table lacks."""
+    weights = found.fit.data.weights_n
+    try:
+        return fit_law(one.law, found.table, arm=found.arm, weights=weights, starts=_STARTS, **one.options)
+    except ValueError as error:
+        return Refused(reason=str(error))
 
 
 def _selection(laws: tuple[LawRow, ...]) -> Selection | Refused:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.report import TEMPLATES, plain
+from analysis.report import plain
 from lab import records
 
 if TYPE_CHECKING:  # imported where they are used, so that `import analysis` loads neither jax nor matplotlib
@@ -214,32 +214,29 @@ def _score_json(held: Any) -> Any:
 
 def render(found: FitAnswer, evidence: Evidence, *, runs: pd.DataFrame | None = None, command: str = "") -> str:
     """The page: one file without references to anything outside of it."""
-    import jinja2
-    from markupsafe import Markup
-
-    from analysis import fit_plots, plots
+    from analysis import fit_plots, page
     from analysis.diagnose import LackOfFit
     from analysis.refusal import Refused
     from analysis.resample import Draws
     from analysis.score import Score
 
-    def drawn(figure: Any) -> Markup:
-        return Markup(plots.svg(figure)) if figure is not None else Markup("")  # noqa: S704, RUF100 - our own SVG
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"between": between, "digits": _digits}
     runs = run_table(found, evidence) if runs is None else runs
     held = found.holdout
-    return environment.get_template("fit.html").render(
+    figures = {
+        "headline": fit_plots.headline(found),
+        "isoflops": fit_plots.isoflops(found),
+        "residuals": fit_plots.residuals(found),
+        "profiles": fit_plots.profiles(evidence),
+    }
+    name = Path(found.source).name
+    return page.render(
+        "fit.html",
+        figures,
+        {"between": between, "digits": _digits},
+        title=f"{found.fit.law.name} fitted to {name}",
         found=found,
         fit=found.fit,
-        name=Path(found.source).name,
+        name=name,
         evidence=evidence,
         how=_how(found),
         draws=found.draws if isinstance(found.draws, Draws) else None,
@@ -247,10 +244,6 @@ def render(found: FitAnswer, evidence: Evidence, *, runs: pd.DataFrame | None = 
         held=held if isinstance(held, Score) else None,
         held_words=score_words(held) if isinstance(held, Score) else "",
         cuts=_cuts(held) if isinstance(held, Score) else [],
-        headline=drawn(fit_plots.headline(found)),
-        isoflops=drawn(fit_plots.isoflops(found)),
-        residuals=drawn(fit_plots.residuals(found)),
-        profiles=drawn(fit_plots.profiles(evidence)),
         unprofiled={name: one.reason for name, one in evidence.profiles.items() if isinstance(one, Refused)},
         laws=evidence.laws if isinstance(evidence.laws, tuple) else None,
         keys=list(evidence.choices[0].values) if evidence.choices else [],

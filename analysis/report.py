@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # imported where they are used, so that `import analysis` loa
     from analysis.refusal import Refused
 
 PAGE, VERDICT, TABLE, SUMMARY = "report.html", "verdict.json", "runs.csv", "summary.txt"
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -153,10 +152,14 @@ def _outlook_json(outlook: Outlook | Refused) -> Any:
         "dollars": outlook.dollars,
         "params": plain(outlook.fit.flat),
         "forecasts": [
-            {**plain(said), "more": pair[0], "less": pair[1], "sentence": said_of[pair], "C_b": None}
+            {**_without_draws(plain(said)), "more": pair[0], "less": pair[1], "sentence": said_of[pair]}
             for pair, said in outlook.forecasts.items()
         ],
     }
+
+
+def _without_draws(said: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if name != "C_b"}
 
 
 def plain(value: Any) -> Any:
@@ -175,39 +178,31 @@ def plain(value: Any) -> Any:
 
 def render(answer: Answer) -> str:
     """The page: one file without references to anything outside of it."""
-    import jinja2
-    from markupsafe import Markup
-
-    from analysis import plots
+    from analysis import page, plots
     from analysis.answer import parameter_intervals
     from analysis.fit import Fit
     from analysis.noise import Noise
     from analysis.resample import Draws
 
-    def drawn(figure: Any) -> Markup:
-        return Markup(plots.svg(figure)) if figure is not None else Markup("")  # noqa: S704, RUF100 - our own SVG
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = _difference_rows(answer)
     fitted = answer.law if isinstance(answer.law, Fit) else None
-    return environment.get_template("report.html").render(
+    figures = {
+        "headline": plots.headline(answer),
+        "isoflops": plots.isoflops(answer),
+        "residuals": plots.residuals(answer, fitted) if fitted else None,
+        "positions": plots.positions(answer),
+        "matrix": plots.matrix(answer),
+        "outlook": plots.outlook(answer),
+    }
+    return page.render(
+        "report.html",
+        figures,
+        title=answer.study["name"],
         answer=answer,
         study=answer.study,
         head=rows[0],
         rows=rows[1:],
         noise=answer.noise if isinstance(answer.noise, Noise) else None,
-        headline=drawn(plots.headline(answer)),
-        isoflops=drawn(plots.isoflops(answer)),
-        residuals=drawn(plots.residuals(answer, fitted) if fitted else None),
-        positions=drawn(plots.positions(answer)),
-        matrix=drawn(plots.matrix(answer)),
-        outlook=drawn(plots.outlook(answer)),
         law=fitted,
         draws=answer.draws if isinstance(answer.draws, Draws) else None,
         parameters=parameter_intervals(answer),

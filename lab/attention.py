@@ -72,8 +72,6 @@ def fused(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, causal: bool) -> Array
 
 
 ATTENTION: dict[str, Callable[..., Array]] = {"reference": reference, "blocked": blocked, "fused": fused}
-# The ways that skip what a causal rule hides: there, inputs and targets under one rule are one call.
-SKIPPING = ("blocked", "fused")
 
 
 def attend(
@@ -143,7 +141,7 @@ def _backward(causal: bool, saved, d_out_BKGTH: Array):
     inner_BKGT1 = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1, keepdims=True)
     blocks = _blocks(q_BKGTH.shape[3], S, causal)
     bounds = [0, *(keys for _, keys, _ in blocks)]
-    segments = list(itertools.pairwise(bounds))  # of the keys: the last block sees all, the first one
+    segments = list(itertools.pairwise(bounds))  # of the keys: the first block sees only its own, the last all
     d_q: list[Array] = []
     d_k: list[Any] = [0.0] * len(blocks)
     d_v: list[Any] = [0.0] * len(blocks)

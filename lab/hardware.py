@@ -53,6 +53,8 @@ class Execution:
         for name in ("steps_per_dispatch", "unroll", "microbatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"execution.{name} = {getattr(self, name)}: use at least 1")
+        if self.unroll > 1 and not self.scan:
+            raise ValueError(f"execution.unroll = {self.unroll}: layers are unrolled already; use 1, or scan = True")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,11 +90,16 @@ def step_seconds(run: Run, V: int, kind: str = "cpu") -> float:
 
 
 def choose(run: Run, V: int, kind: str = "cpu") -> Execution:
-    """Settings by device: on CPU unrolled layers up to 8, where a scan was measured 1.3 times slower; else a scan."""
+    """Settings by device: on CPU unrolled layers up to 8, where a scan was measured 1.3 times slower; else a scan. On GPU
+    the fused attention kernel, where it takes the shapes."""
     depth = max(run.shape.L, run.shape.L_input)
     fitting = max(1, int(DISPATCH_SECONDS[kind] / step_seconds(run, V, kind)))
     power = 1 << (min(fitting, MAX_STEPS_PER_DISPATCH).bit_length() - 1)
-    return Execution(steps_per_dispatch=power, scan=depth > (8 if kind == "cpu" else 2))
+    return Execution(
+        steps_per_dispatch=power,
+        scan=depth > (8 if kind == "cpu" else 2),
+        attention="fused" if kind == "gpu" else "blocked",
+    )
 
 
 def estimate_seconds(run: Run, V: int, kind: str = "cpu") -> float:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from lab import evaluate, hardware
+from lab.attention import ATTENTION
 from lab.cache import cache_directory
 from lab.data.tokenizers import TOKENIZERS
 from lab.hardware import Execution
@@ -48,6 +49,10 @@ class Program:
 def program(run: Run, execution: Execution) -> Program:
     if run.optimizer.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name = {run.optimizer.name!r}: {nearest(run.optimizer.name, list(OPTIMIZERS))}")
+    if execution.attention not in ATTENTION:
+        raise ValueError(
+            f"execution.attention = {execution.attention!r}: {nearest(execution.attention, list(ATTENTION))}"
+        )
     if run.batch % execution.microbatches:
         raise ValueError(f"execution.microbatches = {execution.microbatches}: use a divisor of batch = {run.batch}")
     model = Transformer(

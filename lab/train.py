@@ -52,7 +52,7 @@ def parameter_hash(params: Params) -> str:
 
 
 class Clock:
-    """Seconds of this process by what they were spent on."""
+    """Seconds of this attempt by what they were spent on; `seconds` in a result are those of all attempts."""
 
     def __init__(self):
         self.seconds: dict[str, float] = dict.fromkeys(("compile", "data", "evaluate", "checkpoint"), 0.0)

@@ -27,7 +27,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from lab.attention import SKIPPING, attend
+from lab.attention import attend
 from lab.layers import Draw, Layer, rms_norm
 from lab.spec import Objective, Options, Shape
 from lab.structure import Structure
@@ -185,6 +185,15 @@ class Transformer:
             carry, _ = at_depth(carry, jax.tree.map(lambda p, i=index: p[i], layers))
         return carry
 
+    def _at_the_end(self, body, carry, stacks: list[tuple[str, Any]]):
+        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths."""
+
+        def last(carry, layers):
+            return body([nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, layers, strict=True)], carry)
+
+        layers = [jax.tree.map(lambda p: p[-1], p) for _, p in stacks]
+        return (jax.checkpoint(last) if self.remat else last)(carry, layers)
+
     def _run_alone(self, params: Params, stack: str, x_BSD: Array, positions_S: np.ndarray) -> Array:
         """The input stack to its end, then its final norm."""
         causal = self.structure.inputs == "causal"
@@ -218,7 +227,6 @@ class Transformer:
         S, merged, causal = x_BSD.shape[1], self.structure.cross == "merged", self.structure.inputs == "causal"
         stacks = [(name, params[name]["layers"]) for name in self.stacks]
         whole = stacks if score_inputs else [(name, jax.tree.map(lambda p: p[:-1], p)) for name, p in stacks]
-        end = [nnx.merge(self._graph[name], jax.tree.map(lambda p: p[-1], p)) for name, p in stacks]
         first_norm, last_norm = params[self.stacks[0]]["norm_D"], params[self.stacks[-1]]["norm_D"]
 
         if self.structure.stacks == "shared":
@@ -229,7 +237,10 @@ class Transformer:
                 whole,
             )
             if not score_inputs:
-                return x_BSD, rms_norm(_last_joint_layer(end[0], z_BnD, positions_n, S, merged=merged), last_norm)
+                y_BTD = self._at_the_end(
+                    lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, merged=merged), z_BnD, stacks
+                )
+                return x_BSD, rms_norm(y_BTD, last_norm)
             z_BnD = rms_norm(z_BnD, first_norm)
             return z_BnD[:, :S], z_BnD[:, S:]
 
@@ -240,7 +251,7 @@ class Transformer:
             return _self_layer(layers[0], x, positions_S, causal=causal) if keep_inputs else x, y
 
         xy = self._fold(advance, (x_BSD, y_BTD), whole)
-        x_BSD, y_BTD = xy if score_inputs else advance(end, xy, keep_inputs=False)
+        x_BSD, y_BTD = xy if score_inputs else self._at_the_end(partial(advance, keep_inputs=False), xy, stacks)
         return rms_norm(x_BSD, first_norm), rms_norm(y_BTD, last_norm)
 
 
@@ -284,7 +295,7 @@ def _joint_layer(
     normed_BnD = layer.before_attention(z_BnD)
     q, (k, v) = layer.attn.queries(normed_BnD, positions_n), layer.attn.keys_values(normed_BnD, positions_n)
     memory = None if layer.cross is None else layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
-    if merged and causal and layer.attention in SKIPPING:
+    if merged and causal and layer.attention != "reference":  # one rule for both streams; the reference does not skip
         mixed = attention(q, k, v, causal=True)
     else:
         mixed_x = attention(q[:, :S], k[:, :S], v[:, :S], causal=causal)

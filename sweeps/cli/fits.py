@@ -83,10 +83,13 @@ def fit(table: Name, /, options: Fitted = Options(), out: Path | None = None) ->
         options: how
         out: write the page fit.html, fit.json and runs.csv there (default: print only)
     """
+    if out is None and options.laws != Options().laws:
+        raise ValueError(f"laws = {options.laws!r}: other laws stand on the page only; add --out DIR")
+    laws = _laws(options)
     found, console = _fitted(table, options)
     print(_text(found))
     if out is not None:
-        _page(found, out, options, console)
+        _page(found, out, laws, console)
 
 
 def report(table_or_study: Name, /, options: Fitted = Options(), out: Path | None = None) -> None:
@@ -108,9 +111,10 @@ def report(table_or_study: Name, /, options: Fitted = Options(), out: Path | Non
             )
         studies.report(table_or_study, out)
         return
+    laws = _laws(options)
     found, console = _fitted(table_or_study, options)
     print(_text(found))
-    _page(found, out or Path(f"{path.name.split('.')[0]}-fit"), options, console)
+    _page(found, out or Path(f"{path.name.split('.')[0]}-fit"), laws, console)
 
 
 def _text(found: "FitAnswer") -> str:
@@ -165,14 +169,19 @@ def _fitted(table: str, options: Options) -> tuple["FitAnswer", Console]:
     return found, console
 
 
-def _page(found: "FitAnswer", out: Path, options: Options, console: Console) -> None:
+def _laws(options: Options) -> list[str] | None:
+    """Names of the laws to set beside the fitted one; None for all of the same columns."""
     from analysis.fit import named
+
+    if options.laws in ("all", "none"):
+        return None if options.laws == "all" else []
+    return [named(name.strip()).name for name in options.laws.split(",")]
+
+
+def _page(found: "FitAnswer", out: Path, laws: list[str] | None, console: Console) -> None:
     from analysis.fit_report import fit_report
 
     command = shlex.join(["lab", *sys.argv[1:]]) if Path(sys.argv[0]).name == "lab" else ""
-    laws = None if options.laws == "all" else [] if options.laws == "none" else options.laws.split(",")
-    for name in laws or ():
-        named(name)
     with _progress(console) as tell:
         page = fit_report(found, out, laws=laws, command=command, progress=tell)
     print(f"report: {page}")

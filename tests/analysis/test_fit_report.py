@@ -39,7 +39,7 @@ def answer():
 
 @pytest.fixture(scope="module")
 def gathered(answer):
-    return gather(answer, laws=("chinchilla_tied",))
+    return gather(answer, laws=("chinchilla_tied", "width_depth", "chinchilla"))
 
 
 def test_the_planted_law_is_found_with_its_intervals(answer):
@@ -98,7 +98,10 @@ def test_sensitivity_laws_profiles_and_influence(answer, gathered):
     chosen = next(c for c in evidence.choices if c.chosen)
     assert abs(deltas["least squares"].values["a"] - chosen.values["a"]) < 0.02
     assert {c.name for c in evidence.choices if c.kind == "outliers"} >= {"every row kept", "beyond 4 sd"}
-    own, tied = evidence.laws
+    own, tied, lacking = evidence.laws
+    assert (
+        lacking.law == "width_depth" and "column 'width'" in lacking.status and lacking.score is None
+    )  # no such column
     assert own.law == "chinchilla" and tied.law == "chinchilla_tied" and tied.parameters == own.parameters - 1
     assert tied.rms >= own.rms * 0.99 and tied.values["a"] == pytest.approx(0.5, abs=1e-6)
     for name, profile in evidence.profiles.items():

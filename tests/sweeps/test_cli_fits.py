@@ -102,6 +102,13 @@ def test_report_of_a_table_and_of_a_study(capsys, tmp_path, monkeypatch):
     assert code == 0, err
     assert "report: curve-fit/fit.html" in out and "<svg" in Path("curve-fit/fit.html").read_text()
     assert json.loads(Path("curve-fit/fit.json").read_text())["law"]["name"] == "power_law"
+    rows = json.loads(Path("curve-fit/fit.json").read_text())["laws"]
+    assert [row["law"] for row in rows] == ["power_law", "power_law_with_asymptote"]
+    # What is asked of other laws is checked before anything is fitted, and is not ignored where there is no page.
+    code, out, err = run(capsys, "report", "curve.csv", "--law", "power_law", "--laws", "power_lav")
+    assert code == 2 and "law = 'power_lav'" in err and "did you mean 'power_law'?" in err and not out
+    code, out, err = run(capsys, "fit", "curve.csv", "--law", "power_law", "--laws", "none")
+    assert code == 2 and "laws = 'none'" in err and "--out" in err and not out
     arms = {name: synthetic.FOUR_ARMS[name] for name in ("prefix_lm", "decoder_only")}
     synthetic.write(tmp_path / "study", synthetic.Study(arms=arms, baseline="decoder_only"))
     code, out, err = run(capsys, "report", "study")

@@ -73,27 +73,34 @@ class Trainer:
 
     def __init__(self, case: Case):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.build(case)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.cast = torch.autocast("cpu", torch.bfloat16) if case.precision == "bf16" else contextlib.nullcontext()
+        self.taken = 0
+
+    def build(self, case: Case):
+        """Sets model, optimizer and data: one tuple of tensors for `loss` for each step."""
         model = Decoder(case.shape, case.parameters["embedding_VD"].shape[0], case.length)
         model.load(case.parameters)
         matrices = [p for block in model.blocks for p in block.parameters() if p.ndim == 2]
         others = [p for p in model.parameters() if not any(p is m for m in matrices)]
         groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(BETA1, BETA2), eps=EPS, fused=True)
-        self.parameters = list(model.parameters())
         self.model = torch.compile(model) if self.compiled else model
         inputs, labels, weights = case.sequences
         labels = np.where(weights > 0, labels, -1)
         self.data = [
             (torch.from_numpy(x).long(), torch.from_numpy(y).long()) for x, y in zip(inputs, labels, strict=True)
         ]
-        self.cast = torch.autocast("cpu", torch.bfloat16) if case.precision == "bf16" else contextlib.nullcontext()
-        self.taken = 0
+
+    def loss(self, *batch):
+        return self.model(*batch)
 
     def steps(self, count):
         loss = None
         for _ in range(count):
             with self.cast:
-                loss = self.model(*self.data[self.taken % len(self.data)])
+                loss = self.loss(*self.data[self.taken % len(self.data)])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
             self.optimizer.step()
