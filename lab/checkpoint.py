@@ -8,7 +8,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 DIRECTORY = "checkpoints"
@@ -47,9 +49,14 @@ class Checkpoints:
         return note
 
     def latest_state(self, abstract: Any) -> Any:
-        """The newest state, with the shapes, dtypes and placement of `abstract`."""
+        """The newest state, with the shapes, dtypes and placement of `abstract` (by default: on this process' first device),
+        wherever it was when it was saved."""
         step = self.manager.latest_step()
         assert step is not None
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), abstract
+        )
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
     def _restore(self, step: int, **arguments: Any) -> Any:

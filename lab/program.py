@@ -3,7 +3,8 @@
 Learning rates, seeds and decay are arrays, and budgets are the host's business: none of them is part of the program, so
 runs that differ in nothing else share it. Flax modules are taken apart once; what is traced are plain pytrees.
 
-Letters: B batch, S input length, T target length, P predicted positions, V vocabulary, k steps in one dispatch.
+Letters: B batch, S input length, T target length, P predicted positions, V vocabulary, k steps in one dispatch, R runs
+that train side by side (with none beside it, a run's arrays have no such axis).
 """
 
 import functools
@@ -15,13 +16,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from lab import evaluate, hardware
+from lab import evaluate, hardware, mesh
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
 from lab.data.tokenizers import TOKENIZERS
 from lab.hardware import Execution
+from lab.mesh import ONE_DEVICE, Mesh, by_batch
 from lab.objectives import Batch, predicted_positions
 from lab.optimizers import OPTIMIZERS, Hyperparameters
 from lab.spec import Objective, Run, nearest
@@ -40,13 +43,17 @@ class Program:
     batch: int
     optimizer: str
     execution: Execution
+    mesh: Mesh = ONE_DEVICE
+    pack: int = 1
 
     @property
     def key(self) -> str:
         return hashlib.sha256(repr((self, versions()["jax"])).encode()).hexdigest()[:16]
 
 
-def program(run: Run, execution: Execution) -> Program:
+def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int = 1) -> Program:
+    """Raises ValueError for settings that no program has."""
+    on.check(run.batch // execution.microbatches, pack)
     if run.optimizer.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name = {run.optimizer.name!r}: {nearest(run.optimizer.name, list(OPTIMIZERS))}")
     if execution.attention not in ATTENTION:
@@ -67,7 +74,13 @@ def program(run: Run, execution: Execution) -> Program:
         attention=execution.attention,
     )
     return Program(
-        model=model, objective=run.objective, batch=run.batch, optimizer=run.optimizer.name, execution=execution
+        model=model,
+        objective=run.objective,
+        batch=run.batch,
+        optimizer=run.optimizer.name,
+        execution=execution,
+        mesh=on,
+        pack=pack,
     )
 
 
@@ -91,7 +104,7 @@ def token_losses(
     parts = _parts(labels_BP.size, at_once // model.V)
     if parts == 1:
         return losses((hidden_BPD, labels_BP))
-    cut = hidden_BPD.reshape(parts, -1, hidden_BPD.shape[-1]), labels_BP.reshape(parts, -1)
+    cut = by_batch(hidden_BPD.reshape(parts, -1, hidden_BPD.shape[-1]), axis=1), labels_BP.reshape(parts, -1)
     return jax.lax.map(jax.checkpoint(losses), cut).reshape(labels_BP.shape)
 
 
@@ -105,13 +118,14 @@ def loss_and_gradient(p: Program, params: Params, batch: Batch) -> tuple[jax.Arr
     scored = p.batch * predicted_positions(p.objective)
 
     def total(params: Params, part: Batch) -> jax.Array:
-        return jnp.sum(token_losses(p.model, p.objective, params, part))
+        at_once = LOGITS_AT_ONCE * p.mesh.devices // p.pack
+        return jnp.sum(token_losses(p.model, p.objective, params, part, at_once=at_once))
 
     parts = p.execution.microbatches
     if parts == 1:
         value, gradient = jax.value_and_grad(total)(params, batch)
     else:
-        split = jax.tree.map(lambda a: a.reshape(parts, p.batch // parts, *a.shape[1:]), batch)
+        split = jax.tree.map(lambda a: by_batch(a.reshape(parts, p.batch // parts, *a.shape[1:]), axis=1), batch)
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
 
         def add(carry, part):
@@ -141,56 +155,141 @@ def abstract_state(p: Program) -> dict[str, Any]:
 
 
 def advance(p: Program, state, batches: Batch, hyper: Hyperparameters, rates: jax.Array, count: jax.Array):
-    """`count` steps in one call; arrays have room for `steps_per_dispatch`. Returns losses and gradient norms by step."""
+    """`count` steps in one call; arrays have room for `steps_per_dispatch`: batches [k, B, ...] and rates [k], of runs side
+    by side [k, R, B, ...] and [k, R], and state and hyper lead with R. Returns losses and gradient norms by step."""
+    step = functools.partial(train_step, p)
+    if p.pack > 1:
+        step = jax.vmap(step)
 
     def body(index, carry):
         state, losses, norms = carry
         batch = Batch(*(array[index] for array in batches))
-        state, loss, norm = train_step(p, state, batch, hyper, rates[index])
+        state, loss, norm = step(state, batch, hyper, rates[index])
         return state, losses.at[index].set(loss), norms.at[index].set(norm)
 
-    empty = jnp.full(p.execution.steps_per_dispatch, jnp.nan, jnp.float32)
+    empty = jnp.full(rates.shape, jnp.nan, jnp.float32)
     return jax.lax.fori_loop(0, count, body, (state, empty, empty))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    init: Callable[..., Any]
+    """init(seed): one run's state. advance(state, batches, hyper, rates, count) and target_losses(params, batch) take the
+    host's arrays; of a batch, those rows that this host builds (`rows`). join and part: from the states of the runs of a
+    pack to theirs together, and back to one, on the host."""
+
+    init: Callable[[int], Any]
     advance: Callable[..., Any]
     target_losses: Callable[..., Any]
-    state: Any  # shapes and dtypes
+    join: Callable[[list[Any]], Any]
+    part: Callable[[Any, int], Any]
+    state: Any  # of one run: shapes, dtypes and where they lie
+    rows: range
     seconds: float
+    memory_bytes: int | None  # of one device, as the compiler counts it: arguments, results and temporary arrays
 
 
-def shapes(p: Program, leading: tuple[int, ...]) -> Batch:
+def shapes(p: Program, leading: tuple[int, ...], where: Any = None) -> Batch:
     S, T, P = p.objective.S, p.objective.T, predicted_positions(p.objective)
-    return Batch(*(jax.ShapeDtypeStruct((*leading, n), jnp.int32) for n in (S, T, P)))
+    return Batch(*(jax.ShapeDtypeStruct((*leading, n), jnp.int32, sharding=where) for n in (S, T, P)))
 
 
 @functools.lru_cache(maxsize=128)
 def compiled(p: Program) -> Compiled:
     """Ahead-of-time compilation; the result stays for the process's life, and on disk between processes."""
     start = time.monotonic()
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    integer = jax.ShapeDtypeStruct((), jnp.int32)
-    k = p.execution.steps_per_dispatch
-    state = abstract_state(p)
-    start_optimizer = _compile(jax.jit(functools.partial(initial_optimizer, p)).lower(state["params"]))
+    k, many = p.execution.steps_per_dispatch, (p.pack,) if p.pack > 1 else ()
+    alone = ONE_DEVICE if many else p.mesh  # where one run by itself lies: its start, its evaluation, its checkpoint
+    one = mesh.of_state(alone, abstract_state(p))
+    together = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*many, *leaf.shape), leaf.dtype), one) if many else one
+    together = mesh.of_state(p.mesh, together, pack=p.pack)
+
+    # Results lie where arguments do; on one device JAX is told nothing.
+    def jitted(function: Callable[..., Any], on: Mesh, results: Any, **options: Any) -> Any:
+        return jax.jit(function, **options, **({} if on.devices == 1 else {"out_shardings": results}))
+
+    with mesh.traced_on(alone):
+        start_optimizer = _compile(
+            jitted(functools.partial(initial_optimizer, p), alone, _places(one["optimizer"])).lower(one["params"])
+        )
+
+        def losses_of_targets(params: Params, batch: Batch) -> jax.Array:
+            return token_losses(p.model, p.objective, params, batch)[:, -p.objective.T :]
+
+        held_out = mesh.of_batch(alone, evaluate.BATCH)
+        evaluation = _compile(
+            jitted(losses_of_targets, alone, mesh.everywhere(alone)).lower(
+                one["params"], shapes(p, (evaluate.BATCH,), held_out)
+            )
+        )
+
+    def number(*leading: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leading, dtype)
+
+    with mesh.traced_on(p.mesh, pack=p.pack):
+        everywhere, by_step = mesh.everywhere(p.mesh), mesh.of_batches(p.mesh, pack=p.pack)
+        lowered = jitted(
+            functools.partial(advance, p), p.mesh, (_places(together), everywhere, everywhere), donate_argnums=0
+        ).lower(
+            together,
+            shapes(p, (k, *many, p.batch), by_step),
+            Hyperparameters(*[number(*many)] * 5),
+            number(k, *many),
+            number(dtype=jnp.int32),
+        )
+        step = _compile(lowered)
+
+    rows = mesh.my_rows(p.mesh, p.batch) if not many else range(p.batch)
+
+    def advance_all(state: Any, batches: Batch, hyper: Hyperparameters, rates: Any, count: Any) -> Any:
+        given = dict(axis=1, first=rows.start, rows=p.batch) if not many else {}
+        return step(state, Batch(*(mesh.put(array, by_step, **given) for array in batches)), hyper, rates, count)
+
+    def target_losses(params: Params, batch: Batch) -> Any:
+        return evaluation(params, Batch(*(mesh.put(array, held_out) for array in batch)))
 
     def init(seed: int) -> dict[str, Any]:
-        params = jax.device_put(p.model.init(seed))
+        params = p.model.init(seed)
+        if alone.devices == 1:
+            params = jax.device_put(params)
+        else:
+            params = jax.tree.map(lambda leaf, shape: mesh.put(leaf, shape.sharding), params, one["params"])
         return {"params": params, "optimizer": start_optimizer(params)}
 
-    step = jax.jit(functools.partial(advance, p), donate_argnums=0)
-    rates = jax.ShapeDtypeStruct((k,), jnp.float32)
-    step = _compile(step.lower(state, shapes(p, (k, p.batch)), Hyperparameters(*[scalar] * 5), rates, integer))
+    def join(states: list[Any]) -> Any:
+        if not many:
+            return states[0]
+        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
+        return jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), stacked, together)
 
-    def losses_of_targets(params: Params, batch: Batch) -> jax.Array:
-        return token_losses(p.model, p.objective, params, batch)[:, -p.objective.T :]
+    take = jax.jit(lambda state, index: jax.tree.map(lambda leaf: leaf[index], state))
 
-    evaluation = _compile(jax.jit(losses_of_targets).lower(state["params"], shapes(p, (evaluate.BATCH,))))
-    seconds = time.monotonic() - start
-    return Compiled(init=init, advance=step, target_losses=evaluation, state=state, seconds=seconds)
+    def part(state: Any, index: int) -> Any:
+        return jax.tree.map(np.asarray, take(state, np.int32(index))) if many else state
+
+    return Compiled(
+        init=init,
+        advance=advance_all,
+        target_losses=target_losses,
+        join=join,
+        part=part,
+        state=one,
+        rows=rows,
+        seconds=time.monotonic() - start,
+        memory_bytes=_memory(step),
+    )
+
+
+def _places(shapes: Any) -> Any:
+    return jax.tree.map(lambda shape: shape.sharding, shapes)
+
+
+def _memory(program: jax.stages.Compiled) -> int | None:
+    """Where the backend tells: what the results reuse of the arguments (the state, donated) is counted once."""
+    counted = program.memory_analysis()
+    if counted is None:
+        return None
+    sizes = counted.argument_size_in_bytes + counted.output_size_in_bytes + counted.temp_size_in_bytes
+    return int(sizes - counted.alias_size_in_bytes)
 
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

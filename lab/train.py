@@ -1,73 +1,42 @@
-"""Training one run, top to bottom: program -> state -> resume -> loop -> evaluate -> result.
+"""Training, top to bottom: program -> state -> resume -> loop -> evaluate -> result.
 
 `train(run, run_dir)` is always a resume: it goes on from the newest checkpoint in `run_dir`, or starts. The batch is a
 function of (seed, step), so there is no data state to save. Killed and started again, a run ends in the same parameters
-and the same `outcome`, bit for bit on CPU given the same versions and execution settings.
+and the same `outcome`, bit for bit on CPU given the same versions, execution settings and devices.
 
-Letters: B batch, T target length, P predicted positions, V vocabulary.
+`train_together` trains runs of one program side by side, each with its own records, checkpoints and fate. Over several
+processes (`jax.distributed`) each calls the same function with the same arguments and one directory that all see.
 """
 
 import contextlib
-import hashlib
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lab import cost, evaluate, hardware, records
+from lab import hardware, mesh, records
+from lab.attempt import Attempt, parameter_hash
 from lab.checkpoint import Checkpoints
-from lab.data import load
-from lab.data.examples import Examples
+from lab.clock import Clock
 from lab.data.tokenizers import TOKENIZERS
 from lab.hardware import Execution
-from lab.ledger import STEP, Ledger
-from lab.objectives import Batch, build
-from lab.optimizers import Hyperparameters, learning_rate
+from lab.mesh import Mesh
+from lab.objectives import Batch
 from lab.preemption import Preempted, stop_flag
-from lab.program import Compiled, abstract_state, compiled, program, use_compilation_cache
-from lab.spec import Run, to_json
+from lab.program import Compiled, Program, abstract_state, compiled, program, shapes, use_compilation_cache
+from lab.spec import Run
 from lab.transformer import Params, Transformer
-from lab.versions import versions
 
 log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 60.0
 PROFILE = "profile"
-# A model that knows nothing is at ln V. Twice that in the second half of its budget: it is lost.
-DIVERGED_AT_LN_V = 2.0
-
-
-def parameter_hash(params: Params) -> str:
-    """SHA-256 over every parameter's path and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-class Clock:
-    """Seconds of this attempt by what they were spent on; `seconds` in a result are those of all attempts."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = dict.fromkeys(("compile", "data", "evaluate", "checkpoint"), 0.0)
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.monotonic() - start
-
-    def left(self, training: float) -> float:
-        """What is left of `training` seconds in the loop: waiting for the device."""
-        return max(training - sum(self.seconds[part] for part in ("data", "evaluate", "checkpoint")), 0.0)
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # what XLA's error begins with, on every backend
 
 
 def train(
@@ -77,228 +46,261 @@ def train(
     on_progress: Callable[[int, int, float | None, float], None] | None = None,
     compile_lock: Callable[[str], AbstractContextManager[Any]] | None = None,
     execution: Execution | None = None,
+    on: Mesh | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     profile: bool = False,
 ) -> dict[str, Any]:
     """Trains `run` in `run_dir` and returns its result (lab.records); a run that has ended is not trained again.
 
     on_progress(step, steps, loss, tokens per second) is called after each dispatch. compile_lock(key) guards the first
-    compilation of a shape, so that workers do not compile it twice at once. profile: the second dispatch (or the only one)
-    is traced into run_dir/profile, for XProf or `jax.profiler.ProfileData`. Raises Preempted after SIGTERM or SIGINT,
-    with everything saved.
+    compilation of a shape, so that workers do not compile it twice at once. on: the devices (default: all that JAX sees).
+    profile: the second dispatch (or the only one) is traced into run_dir/profile, for XProf or `jax.profiler.ProfileData`.
+    Raises Preempted after SIGTERM or SIGINT, with everything saved. Where the device runs out of memory the microbatch is
+    halved, once, and the run goes on from its last checkpoint.
     """
-    run_dir = Path(run_dir)
-    finished = records.read_result(run_dir)
-    if finished is not None:
-        if finished["run_id"] != run.run_id:
-            raise ValueError(
-                f"{run_dir}: holds the result of {finished['run_id']}, not of {run.run_id}; use another --out"
-            )
-        return finished
-    began, clock = time.monotonic(), Clock()
+    (result,) = train_together(
+        [run],
+        [run_dir],
+        on_progress=on_progress,
+        compile_lock=compile_lock,
+        execution=execution,
+        on=on,
+        checkpoint_seconds=checkpoint_seconds,
+        profile=profile,
+    )
+    return result
+
+
+def train_together(
+    runs: Sequence[Run],
+    run_dirs: Sequence[Path],
+    *,
+    on_progress: Callable[[int, int, float | None, float], None] | None = None,
+    compile_lock: Callable[[str], AbstractContextManager[Any]] | None = None,
+    execution: Execution | None = None,
+    on: Mesh | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    profile: bool = False,
+) -> list[dict[str, Any]]:
+    """As `train`, for runs that differ in nothing but seeds, budgets and what the optimizer takes as arrays: their states
+    are stacked, one program advances them all. Raises ValueError for runs of different programs.
+
+    Each ends at its own time: its result is written then, and the others go on. Runs that were begun with other settings
+    than these, and packs that the device has no memory for, are trained one after another.
+    """
+    results = [_finished(run, Path(run_dir)) for run, run_dir in zip(runs, run_dirs, strict=True)]
+    left = [i for i, result in enumerate(results) if result is None]
+    if not left:
+        return [result for result in results if result]
+    settings: dict[str, Any] = dict(execution=execution, on=on, checkpoint_seconds=checkpoint_seconds)
     use_compilation_cache()
-    kind = jax.default_backend()
-    V = TOKENIZERS[run.data.tokenizer].V
-
-    # Data: the same stream for every arm; the held-out examples do not depend on the run's seed.
-    corpus = load(run.data)
-    examples = Examples(corpus, run.objective.length, run.seed.data)
-    tokenizer = TOKENIZERS[run.data.tokenizer]
-    held_out = build(run.objective, examples.held_out(run.evaluation.examples), tokenizer, seed=0, first=0)
-
-    # Resume, with the settings that the run was begun with.
-    records.write_json(run_dir / records.RUN, to_json(run))
-    checkpoints = Checkpoints(run_dir, run_id=run.run_id)
-    note = checkpoints.latest_note()
-    wanted = execution or hardware.choose(run, V, kind)
-    execution = Execution(**note["execution"]) if note else wanted
-    if execution != wanted:
-        log.warning("%s goes on with the settings that it was begun with, %s, not %s", run.run_id, execution, wanted)
-    device = hardware.device()
-    if note and note["device"] != device:
-        log.warning(
-            "%s was begun on %s and goes on on %s: equal to tolerance, not to the bit",
-            run.run_id,
-            note["device"],
-            device,
-        )
-    p = program(run, execution)
-    with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
-        built = compiled(p)
-    ledger = Ledger(run, V)
-    attempts, seconds_before, last_loss = 1, 0.0, None
-    if note:
-        state = checkpoints.latest_state(built.state)
-        ledger.restore(note["spent"])
-        attempts, seconds_before, last_loss = note["attempts"] + 1, note["seconds"], note["last_loss"]
-    else:
-        state = built.init(run.seed.init)
-    metrics = records.MetricsWriter(run_dir, resume_step=ledger.steps)
-    hyper = Hyperparameters.of(run.optimizer)
-    steps = cost.steps(run, V)
-    evaluate_at = {math.ceil(steps * i / run.evaluation.times) for i in range(1, run.evaluation.times)}
-    diverged_at: int | None = None
-    tokens_before, exact_before, training_began = ledger.spent["tokens"], ledger.spent["exact"], time.monotonic()
-
-    def save() -> None:
-        note = {
-            "spent": ledger.spent,
-            "execution": execution.to_json(),
-            "device": device,
-            "attempts": attempts,
-            "seconds": seconds_before + time.monotonic() - began,
-            "last_loss": last_loss,
-        }
-        with clock("checkpoint"):
-            checkpoints.save(ledger.steps, state, note)
-
-    def absorb(pending: tuple[int, list[float], Any, Any]) -> None:
-        """Reads the metrics of a dispatch that was sent off earlier."""
-        nonlocal diverged_at, last_loss
-        first, rates, losses, norms = pending
-        losses, norms = np.asarray(losses)[: len(rates)], np.asarray(norms)[: len(rates)]
-        bad = ~np.isfinite(losses) | ~np.isfinite(norms)
-        second_half = first + np.arange(len(rates)) >= steps / 2  # an early spike may pass
-        bad |= second_half & (losses > DIVERGED_AT_LN_V * math.log(V))
-        if bad.any():
-            diverged_at = first + int(np.argmax(bad))
-            return
-        last_loss = float(losses[-1])
-        speed = (ledger.spent["tokens"] - tokens_before) / max(time.monotonic() - training_began, 1e-9)
-        metrics.write(
-            step=first + len(rates),
-            share=(first + len(rates)) / steps,
-            loss=float(losses.mean()),
-            gradient_norm=float(norms.mean()),
-            learning_rate=rates[-1],
-            seconds=round(seconds_before + time.monotonic() - began, 3),
-        )
-        if on_progress:
-            on_progress(first + len(rates), steps, float(losses.mean()), speed)
-
+    chosen = [(runs[i], Path(run_dirs[i])) for i in left]
+    made: list[dict[str, Any]] | None = None
+    why = ""
     try:
-        with stop_flag() as stop:
-            pending, saved_at, dispatches = None, time.monotonic(), 0
-            while diverged_at is None and ledger.fits(STEP):
-                first, batches, rates = ledger.steps, [], []
-                # The device is at work on the dispatch before.
-                with clock("data"):
-                    while len(rates) < execution.steps_per_dispatch and ledger.fits(STEP):
-                        rates.append(learning_rate(run.optimizer, ledger.share_in(STEP)))
-                        tokens = examples.batch(ledger.steps, run.batch)
-                        batches.append(
-                            build(run.objective, tokens, tokenizer, seed=run.seed.data, first=ledger.steps * run.batch)
-                        )
-                        ledger.charge(STEP)
-                        if ledger.steps in evaluate_at:
-                            break
-                    stacked = _stack(batches, execution.steps_per_dispatch)
-                count, dispatches = np.int32(len(rates)), dispatches + 1
-                traced = profile and (dispatches == 2 or (dispatches == 1 and not ledger.fits(STEP)))
-                with jax.profiler.trace(str(run_dir / PROFILE)) if traced else contextlib.nullcontext():
-                    state, losses, norms = built.advance(state, stacked, hyper, _pad(rates, execution), count)
+        made = _train(chosen, on_progress=on_progress, compile_lock=compile_lock, profile=profile, **settings)
+    except (jax.errors.JaxRuntimeError, _Different) as error:
+        if OUT_OF_MEMORY not in str(error) and not isinstance(error, _Different):
+            raise
+        why = str(error).partition("\n")[0][:300]
+    # Here the error is gone, and with it what its frames held on the device.
+    if made is None and len(chosen) > 1:
+        log.warning("%d runs are trained one after another, not side by side: %s", len(chosen), why)
+        made = [train(*one, compile_lock=compile_lock, **settings) for one in chosen]
+    elif made is None:
+        log.warning("%s: %s", chosen[0][0].run_id, why)
+        made = _train(chosen, on_progress=on_progress, compile_lock=compile_lock, halve=True, **settings)
+    for i, result in zip(left, made, strict=True):
+        results[i] = result
+    return [result for result in results if result]
+
+
+class _Different(ValueError):
+    """Runs that can not train side by side, since they were begun with other settings."""
+
+
+def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
+    finished = records.read_result(run_dir)
+    if finished is not None and finished["run_id"] != run.run_id:
+        raise ValueError(f"{run_dir}: holds the result of {finished['run_id']}, not of {run.run_id}; use another --out")
+    return finished
+
+
+def _train(
+    chosen: Sequence[tuple[Run, Path]],
+    *,
+    on_progress: Callable[[int, int, float | None, float], None] | None = None,
+    compile_lock: Callable[[str], AbstractContextManager[Any]] | None = None,
+    execution: Execution | None = None,
+    on: Mesh | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    profile: bool = False,
+    halve: bool = False,
+) -> list[dict[str, Any]]:
+    clock = Clock()
+    attempts: list[Attempt] = []
+    try:
+        for run, run_dir in chosen:
+            V = TOKENIZERS[run.data.tokenizer].V
+            wanted = execution or hardware.choose(run, V, jax.default_backend())
+            attempts.append(Attempt(run, run_dir, wanted=wanted, halve=halve))
+        examples = chosen[0][0].batch // attempts[0].execution.microbatches
+        where = on or mesh.choose(examples, jax.device_count(), pack=len(chosen))
+        p = _one_program(attempts, where)
+        with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
+            built = compiled(p)
+        _loop(attempts, p, built, clock, on_progress, checkpoint_seconds, profile)
+    finally:
+        for attempt in attempts:
+            attempt.close()
+    return [attempt.result for attempt in attempts if attempt.result]
+
+
+def _one_program(attempts: list[Attempt], where: Mesh) -> Program:
+    programs = {program(a.run, a.execution, on=where, pack=len(attempts)): a for a in attempts}
+    if len(programs) == 1:
+        return next(iter(programs))
+    one, other, *_ = programs
+    if replace(one, execution=other.execution, model=other.model) == other and _same_model(one, other):
+        raise _Different("they were begun with other settings of the execution")
+    a, b, *_ = (attempt.run.run_id for attempt in programs.values())
+    raise ValueError(f"{a} and {b} are runs of different programs: train together what has one shape and objective")
+
+
+def _same_model(one: Program, other: Program) -> bool:
+    return all(getattr(one.model, x) == getattr(other.model, x) for x in ("structure", "shape", "options", "V"))
+
+
+def _loop(
+    attempts: list[Attempt],
+    p: Program,
+    built: Compiled,
+    clock: Clock,
+    on_progress: Callable[[int, int, float | None, float], None] | None,
+    checkpoint_seconds: float,
+    profile: bool,
+) -> None:
+    """Advances all attempts until each has its result."""
+    state = built.join(
+        [a.checkpoints.latest_state(built.state) if a.note else built.init(a.run.seed.init) for a in attempts]
+    )
+    hyper = jax.tree.map(lambda *leaves: np.stack(leaves) if p.pack > 1 else leaves[0], *[a.hyper for a in attempts])
+    gather = mesh.gather(p.mesh)
+    for attempt in attempts:
+        attempt.begin(clock, sharing=len(attempts))
+
+    def absorb(sent: _Dispatch) -> None:
+        """Reads the metrics of a dispatch that was sent off earlier."""
+        losses, norms = np.asarray(sent.losses), np.asarray(sent.norms)
+        for lane, (first, rates) in sent.taken.items():
+            attempt, column = attempts[lane], (..., lane) if p.pack > 1 else ...
+            if attempt.diverged_at is not None:
+                continue
+            mean = attempt.absorb(first, rates, losses[column], norms[column])
+            if mean is not None and on_progress:
+                on_progress(first + len(rates), attempt.steps, mean, attempt.speed("tokens"))
+
+    def finish(lane: int) -> None:
+        """An attempt that has spent its budget or diverged: saved, evaluated and written down."""
+        attempt, final, digest = attempts[lane], None, None
+        trained = clock.elapsed - began
+        share = {name: seconds / len(attempts) for name, seconds in clock.parts(trained).items()}
+        speed, peak, tokens = attempt.speed("exact", trained), hardware.peak_flops(), attempt.speed("tokens", trained)
+        if attempt.diverged_at is None:
+            own = built.part(state, lane)
+            attempt.save(own)
+            final = attempt.evaluate(lambda batch: built.target_losses(own["params"], batch))
+            digest = parameter_hash(own["params"], gather)
+            for name in ("evaluate", "checkpoint"):  # what ending took belongs to the whole, not to the loop
+                share[name] = clock.seconds[name] / len(attempts)
+        measured = {
+            "compile_seconds": built.seconds,
+            "seconds_by_part": share,
+            "tokens_per_second": tokens,
+            "exact_flops_per_second": speed,
+            "mfu": speed * len(attempts) / peak if peak else None,
+            "program_memory_bytes": built.memory_bytes,
+            "mesh": str(p.mesh),
+            "pack": len(attempts),
+        }
+        attempt.finish(final, params_hash=digest, measured=measured)
+
+    with stop_flag() as stop:
+        pending, saved_at, dispatches, began = None, time.monotonic(), 0, clock.elapsed
+        while any(attempt.running for attempt in attempts):
+            live = [lane for lane, attempt in enumerate(attempts) if attempt.spends]
+            if live:
+                with clock("data"):  # the device is at work on the dispatch before
+                    taken, batches, rates = _next_steps(attempts, live, p, built.rows)
+                count, dispatches = np.int32(max(len(r) for _, r in taken.values())), dispatches + 1
+                last = not any(attempts[lane].spends for lane in live)
+                traced = profile and (dispatches == 2 or (dispatches == 1 and last))
+                with jax.profiler.trace(str(attempts[0].run_dir / PROFILE)) if traced else contextlib.nullcontext():
+                    state, losses, norms = built.advance(state, batches, hyper, rates, count)
                     if traced:
                         jax.block_until_ready(losses)
                 if pending:
                     absorb(pending)  # one dispatch late, so that the device never waits for the host
-                pending = (first, rates, losses, norms)
-                due = time.monotonic() - saved_at > checkpoint_seconds
-                if ledger.steps in evaluate_at or due or stop.is_set():
-                    absorb(pending)
-                    pending = None
-                    if diverged_at is None and ledger.steps in evaluate_at:
-                        with clock("evaluate"):
-                            now = _evaluate(built, state, held_out, tokenizer)
-                        metrics.write(step=ledger.steps, share=ledger.steps / steps, held_out_loss=now["loss"])
-                    if diverged_at is None and (due or stop.is_set()):
-                        save()
-                        saved_at = time.monotonic()
-                if stop.is_set() and diverged_at is None:
-                    raise Preempted()
-            if pending and diverged_at is None:
+                pending = _Dispatch(taken, losses, norms)
+            due, stopping = _on_any_host(time.monotonic() - saved_at > checkpoint_seconds, stop.is_set())
+            pausing = [lane for lane, a in enumerate(attempts) if a.running and (a.pauses or a.diverged_at is not None)]
+            if not (pausing or due or stopping):
+                continue
+            if pending:
                 absorb(pending)
-            stepped = clock.left(trained := time.monotonic() - training_began)
-            final = None
-            if diverged_at is None:
-                save()
-                with clock("evaluate"):
-                    final = _evaluate(built, state, held_out, tokenizer)
-    finally:
-        metrics.close()
-        checkpoints.close()
-
-    nothing = {"loss": None, "bits_per_byte": None, "loss_per_position": None, "loss_standard_error": None}
-    if diverged_at is not None:
-        ledger = _ledger_at(run, V, diverged_at + 1)
-    speed, peak = (ledger.spent["exact"] - exact_before) / max(trained, 1e-9), hardware.peak_flops()
-    result = {
-        "schema": records.SCHEMA,
-        "run_id": run.run_id,
-        "status": "done" if final else "diverged",
-        "outcome": {
-            "steps": ledger.steps,
-            "examples": ledger.steps * run.batch,
-            "tokens_seen": ledger.spent["tokens"],
-            "target_tokens": ledger.steps * run.batch * run.objective.T,
-            "epochs": examples.epochs(ledger.steps * run.batch),
-            "spent": ledger.spent,
-            **(final or nothing),
-            "train_loss": last_loss if final else None,
-            "parameter_hash": parameter_hash(state["params"]) if final else None,
-            "diverged_at": diverged_at,
-        },
-        "parameters": _parameters(run, V),
-        "planned": cost.planned(run, V),
-        "measured": {
-            "seconds": seconds_before + time.monotonic() - began,
-            "compile_seconds": built.seconds,
-            "seconds_by_part": {**clock.seconds, "step": stepped},
-            "tokens_per_second": (ledger.spent["tokens"] - tokens_before) / max(trained, 1e-9),
-            "exact_flops_per_second": speed,
-            "mfu": speed / peak if peak else None,
-            "peak_memory_bytes": hardware.peak_memory_bytes(),
-            "attempts": attempts,
-            "device": device,
-            "versions": versions(),
-            "execution": execution.to_json(),
-        },
-    }
-    records.write_json(run_dir / records.RESULT, result)
-    return result
+                pending = None
+            for lane, attempt in enumerate(attempts):
+                if not attempt.running:
+                    continue
+                if attempt.diverged_at is None and attempt.ledger.steps in attempt.evaluate_at and lane in live:
+                    own = built.part(state, lane)
+                    attempt.record_evaluation(lambda batch, own=own: built.target_losses(own["params"], batch))
+                if not attempt.spends:
+                    finish(lane)
+                elif due or stopping:
+                    attempt.save(built.part(state, lane))
+            if due:
+                saved_at = time.monotonic()
+            if stopping and any(attempt.running for attempt in attempts):
+                raise Preempted()
 
 
-def _stack(batches: list[Batch], room: int) -> Batch:
-    """Batches of consecutive steps with a leading axis, filled up with zeros to the room of one dispatch."""
-    arrays = []
-    for parts in zip(*batches, strict=True):
-        array = np.zeros((room, *parts[0].shape), np.int32)
-        array[: len(parts)] = parts
-        arrays.append(array)
-    return Batch(*arrays)
+class _Dispatch:
+    """Steps that were sent off: of each attempt the first and the learning rates, of all the metrics to come."""
+
+    def __init__(self, taken: dict[int, tuple[int, list[float]]], losses: Any, norms: Any):
+        self.taken, self.losses, self.norms = taken, losses, norms
 
 
-def _pad(rates: list[float], execution: Execution) -> np.ndarray:
-    padded = np.zeros(execution.steps_per_dispatch, np.float32)
-    padded[: len(rates)] = rates
-    return padded
+def _next_steps(
+    attempts: list[Attempt], live: list[int], p: Program, rows: range
+) -> tuple[dict[int, tuple[int, list[float]]], Batch, np.ndarray]:
+    """Steps until the dispatch is full or the state of one attempt is needed, stacked; of attempts that have ended zeros."""
+    room, many = p.execution.steps_per_dispatch, (p.pack,) if p.pack > 1 else ()
+    batches = [np.zeros((s.shape[0], *many, len(rows), s.shape[-1]), np.int32) for s in shapes(p, (room, p.batch))]
+    rates = np.zeros((room, *many), np.float32)
+    taken: dict[int, tuple[int, list[float]]] = {lane: (attempts[lane].ledger.steps, []) for lane in live}
+    for step in range(room):
+        for lane in live:
+            rate, batch = attempts[lane].take(rows)
+            place = (step, lane) if many else (step,)
+            rates[place] = rate
+            taken[lane][1].append(rate)
+            for array, part in zip(batches, batch, strict=True):
+                array[place] = part
+        if any(attempts[lane].pauses for lane in live):
+            break
+    return taken, Batch(*batches), rates
 
 
-def _evaluate(built: Compiled, state: dict[str, Any], held_out: Batch, tokenizer: Any) -> dict[str, Any]:
-    return evaluate.evaluate(
-        lambda batch: built.target_losses(state["params"], batch), held_out, bytes_per_token=tokenizer.bytes_per_token
-    )
+def _on_any_host(*flags: bool) -> tuple[bool, ...]:
+    """A save is everybody's: the hosts' clocks and signals differ, and one that waited for the others would wait forever."""
+    if jax.process_count() == 1:
+        return flags
+    from jax.experimental import multihost_utils
 
-
-def _ledger_at(run: Run, V: int, steps: int) -> Ledger:
-    ledger = Ledger(run, V)
-    for _ in range(steps):
-        ledger.charge(STEP)
-    return ledger
-
-
-def _parameters(run: Run, V: int) -> dict[str, int]:
-    counted = cost.parameters(run.structure, run.shape, run.options, run.objective, V)
-    return {"total": counted.total, "body": counted.body, "embedding": counted.embedding, "unused": counted.unused}
+    seen: Any = multihost_utils.process_allgather(np.array(flags))  # [hosts, flags]
+    return tuple(any(column) for column in zip(*np.asarray(seen).tolist(), strict=True))
 
 
 def restore_parameters(run: Run, run_dir: Path) -> tuple[Transformer, Params]:

@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 
 from lab.attention import attend
 from lab.layers import Draw, Layer, rms_norm
+from lab.mesh import by_batch, whole
 from lab.spec import Objective, Options, Shape
 from lab.structure import Structure
 
@@ -122,8 +123,8 @@ class Transformer:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     def _embed(self, params: Params, table: str, tokens: Array) -> Array:
-        rows = params.get(table, params["embedding_VD"])[tokens]
-        return (rows * self.shape.D**0.5).astype(DTYPES[self.precision])
+        rows = whole(params.get(table, params["embedding_VD"]))[tokens]
+        return by_batch((rows * self.shape.D**0.5).astype(DTYPES[self.precision]))
 
     def head(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits."""

@@ -39,11 +39,12 @@ class Examples:
         order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._order = grain.MapDataset.range(self.windows).shuffle(seed=order_seed).repeat()
 
-    def batch(self, step: int, batch_size: int) -> Int[np.ndarray, "B n"]:
-        """int32 tokens of the examples that step `step` (from 0) takes. Access is random: nothing is kept."""
+    def batch(self, step: int, batch_size: int, rows: range | None = None) -> Int[np.ndarray, "B n"]:
+        """int32 tokens of the examples that step `step` (from 0) takes, or of some of its rows. Access is random: nothing
+        is kept."""
         assert step >= 0 and batch_size >= 1
-        first = step * batch_size
-        return self._train.read(np.array([self._order[place] for place in range(first, first + batch_size)]))
+        first, rows = step * batch_size, range(batch_size) if rows is None else rows
+        return self._train.read(np.array([self._order[first + row] for row in rows]))
 
     def held_out(self, count: int) -> Int[np.ndarray, "count n"]:
         """The same for every seed: windows evenly spaced over all of the held-out documents."""

@@ -121,19 +121,30 @@ def flops(
     )
 
 
-def train(run: Path_, /, out: Path | None = None, profile: bool = False) -> None:
+def train(
+    run: Path_, /, out: Path | None = None, mesh: str | None = None, hosts: str | None = None, profile: bool = False
+) -> None:
     """Train one run in the foreground; started again, it goes on where it was.
 
     Example: lab train runs/quickstart/runs/prefix_lm-d32-l2-1.60e11flops-0123456789/run.json --out runs/alone
+    Example: lab train run.json --mesh data=4,fsdp=2
+    Example: lab train run.json --out /shared/alone --hosts 10.0.0.1:9876,2,0 (and ...,2,1 on the second of two)
 
     Args:
         run: a run.json, or a run's directory
-        out: the directory to train in (default: runs/<run id>)
+        out: the directory to train in (default: runs/<run id>); of several hosts, one that all see
+        mesh: devices along data, fsdp and tensor (default: all there are, by the batch)
+        hosts: one process a host: the first one's address and port, how many, and which this is (from 0); 'auto' on Slurm,
+            TPU pods and other places where JAX finds them itself
         profile: trace a few steps into the directory's profile/, for XProf
     """
+    from lab.mesh import Mesh, join_hosts
     from lab.train import train as train_run
 
     content, _ = _read(run)
+    on = Mesh.read(mesh) if mesh else None
+    if hosts:
+        join_hosts(hosts)
     directory = out or Path("runs") / content.run_id
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
@@ -143,7 +154,7 @@ def train(run: Path_, /, out: Path | None = None, profile: bool = False) -> None
         def show(step: int, steps: int, loss: float | None, speed: float) -> None:
             progress.update(task, completed=step, total=steps, note=f"loss {loss:.3f}, {speed:,.0f} tokens/s")
 
-        result = train_run(content, directory, on_progress=show, profile=profile)
+        result = train_run(content, directory, on=on, on_progress=show, profile=profile)
     outcome, measured = result["outcome"], result["measured"]
     if "seconds_by_part" in measured:  # a result of before this was recorded has none
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in measured["seconds_by_part"].items())

@@ -1,0 +1,245 @@
+"""One attempt at one run, as the host sees it: its data, its ledger, its records and its checkpoints.
+
+What is on the device is lab.train's: there a run may be alone or train side by side with others, and nothing here can tell.
+"""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lab import cost, evaluate, hardware, records
+from lab.checkpoint import Checkpoints
+from lab.clock import Clock
+from lab.data import load
+from lab.data.examples import Examples
+from lab.data.tokenizers import TOKENIZERS
+from lab.hardware import Execution
+from lab.ledger import STEP, Ledger
+from lab.objectives import Batch, build
+from lab.optimizers import Hyperparameters, learning_rate
+from lab.spec import Run, to_json
+from lab.transformer import Params
+from lab.versions import versions
+
+log = logging.getLogger(__name__)
+# A model that knows nothing is at ln V. Twice that in the second half of its budget: it is lost.
+DIVERGED_AT_LN_V = 2.0
+NOTHING = {"loss": None, "bits_per_byte": None, "loss_per_position": None, "loss_standard_error": None}
+
+
+def parameter_hash(params: Params, gather: Callable[[Any], np.ndarray] = np.asarray) -> str:
+    """SHA-256 over every parameter's path and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(gather(leaf).tobytes())
+    return digest.hexdigest()
+
+
+class Attempt:
+    """`running` until the budget is spent or the run has diverged; then `result` is there and on disk.
+
+    wanted: the settings of a run that starts; one that goes on keeps those that it was begun with. halve: but with half
+    the microbatch, since the device ran out of memory. Raises ValueError where that has been done, or can not be.
+    """
+
+    def __init__(self, run: Run, run_dir: Path, *, wanted: Execution, halve: bool = False):
+        self.run, self.run_dir, self.V = run, Path(run_dir), TOKENIZERS[run.data.tokenizer].V
+        self.tokenizer = TOKENIZERS[run.data.tokenizer]
+        # The same stream for every arm; the held-out examples do not depend on the run's seed.
+        self.examples = Examples(load(run.data), run.objective.length, run.seed.data)
+        self.held_out = build(
+            run.objective, self.examples.held_out(run.evaluation.examples), self.tokenizer, seed=0, first=0
+        )
+        self.writes = jax.process_index() == 0
+        if self.writes:
+            records.write_json(self.run_dir / records.RUN, to_json(run))
+        self.checkpoints = Checkpoints(self.run_dir, run_id=run.run_id)
+        self.note = note = self.checkpoints.latest_note()
+        self.execution = Execution(**note["execution"]) if note else wanted
+        if self.execution != wanted:
+            log.warning(
+                "%s goes on with the settings that it was begun with, %s, not %s", run.run_id, self.execution, wanted
+            )
+        self.out_of_memory = (note or {}).get("out_of_memory", 0)
+        self.device = hardware.device()
+        self.metrics: records.MetricsWriter | None = None
+        if halve:
+            self._halve()
+        if note and note["device"] != self.device:
+            log.warning(
+                "%s was begun on %s and goes on on %s: equal to tolerance, not to the bit",
+                run.run_id,
+                note["device"],
+                self.device,
+            )
+        self.ledger = Ledger(run, self.V)
+        self.attempts, self.seconds_before, self.last_loss = 1, 0.0, None
+        if note:
+            self.ledger.restore(note["spent"])
+            self.attempts, self.seconds_before = note["attempts"] + 1, note["seconds"]
+            self.last_loss = note["last_loss"]
+        self.hyper: Hyperparameters = Hyperparameters.of(run.optimizer)
+        self.steps = cost.steps(run, self.V)
+        times = run.evaluation.times
+        self.evaluate_at = {math.ceil(self.steps * i / times) for i in range(1, times)}
+        self.diverged_at: int | None = None
+        self.result: dict[str, Any] | None = None
+        if self.writes:
+            self.metrics = records.MetricsWriter(self.run_dir, resume_step=self.ledger.steps)
+        self.spent_before = dict(self.ledger.spent)
+
+    def _halve(self) -> None:
+        parts = 2 * self.execution.microbatches
+        if self.out_of_memory or self.run.batch % parts:
+            self.close()
+            raise ValueError(
+                f"{self.run.run_id}: the device has no memory for {self.run.batch // self.execution.microbatches} examples at "
+                f"once, {'after they were halved' if self.out_of_memory else 'which can not be halved'}: use remat, a mesh of "
+                "more devices (--mesh), or a smaller shape"
+            )
+        self.execution = replace(self.execution, microbatches=parts)
+        self.out_of_memory += 1
+        log.warning("%s: out of memory; %d microbatches from here on", self.run.run_id, parts)
+
+    def begin(self, clock: Clock, *, sharing: int) -> None:
+        """sharing: runs that train side by side; the seconds of each are its share of theirs."""
+        self.clock, self.sharing, self.training_began = clock, sharing, time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        return self.result is None
+
+    @property
+    def spends(self) -> bool:
+        """Whether there is a step to take: not once the ledger is full, though the run has still to be finished."""
+        return self.running and self.diverged_at is None and self.ledger.fits(STEP)
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the state is needed here: for an evaluation, or as the last."""
+        return self.ledger.steps in self.evaluate_at or not self.ledger.fits(STEP)
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + self.clock.elapsed / self.sharing
+
+    def take(self, rows: range) -> tuple[float, Batch]:
+        """Learning rate and batch (those rows of it) of the step that comes next, which is charged."""
+        run, step = self.run, self.ledger.steps
+        rate = learning_rate(run.optimizer, self.ledger.share_in(STEP))
+        tokens = self.examples.batch(step, run.batch, rows)
+        first = step * run.batch + rows.start
+        batch = build(run.objective, tokens, self.tokenizer, seed=run.seed.data, first=first)
+        self.ledger.charge(STEP)
+        return rate, batch
+
+    def absorb(self, first: int, rates: list[float], losses: np.ndarray, norms: np.ndarray) -> float | None:
+        """Records the steps from `first` on; returns their mean loss, or None where they diverged."""
+        losses, norms = losses[: len(rates)], norms[: len(rates)]
+        bad = ~np.isfinite(losses) | ~np.isfinite(norms)
+        second_half = first + np.arange(len(rates)) >= self.steps / 2  # an early spike may pass
+        bad |= second_half & (losses > DIVERGED_AT_LN_V * math.log(self.V))
+        if bad.any():
+            self.diverged_at = first + int(np.argmax(bad))
+            return None
+        self.last_loss = float(losses[-1])
+        done = first + len(rates)
+        mean = float(losses.mean())
+        self._write(
+            step=done,
+            share=done / self.steps,
+            loss=mean,
+            gradient_norm=float(norms.mean()),
+            learning_rate=rates[-1],
+            seconds=round(self.seconds, 3),
+        )
+        return mean
+
+    def evaluate(self, target_losses: Callable[[Batch], Any]) -> dict[str, Any]:
+        with self.clock("evaluate"):
+            return evaluate.evaluate(target_losses, self.held_out, bytes_per_token=self.tokenizer.bytes_per_token)
+
+    def record_evaluation(self, target_losses: Callable[[Batch], Any]) -> None:
+        now = self.evaluate(target_losses)
+        self._write(step=self.ledger.steps, share=self.ledger.steps / self.steps, held_out_loss=now["loss"])
+
+    def _write(self, **values: float | int | None) -> None:
+        if self.metrics is not None:
+            self.metrics.write(**values)
+
+    def save(self, state: Any) -> None:
+        note = {
+            "spent": self.ledger.spent,
+            "execution": self.execution.to_json(),
+            "device": self.device,
+            "attempts": self.attempts,
+            "seconds": self.seconds,
+            "last_loss": self.last_loss,
+            "out_of_memory": self.out_of_memory,
+        }
+        with self.clock("checkpoint"):
+            self.checkpoints.save(self.ledger.steps, state, note)
+
+    def speed(self, unit: str, seconds: float | None = None) -> float:
+        """What this attempt spends a second (default: of all of its loop so far); those beside it have theirs."""
+        seconds = time.monotonic() - self.training_began if seconds is None else seconds
+        return (self.ledger.spent[unit] - self.spent_before[unit]) / max(seconds, 1e-9)
+
+    def finish(self, final: dict[str, Any] | None, *, params_hash: str | None, measured: dict[str, Any]) -> None:
+        """Writes result.json. final: the last evaluation; None where the run diverged."""
+        if self.diverged_at is not None:
+            self.ledger = Ledger(self.run, self.V)
+            for _ in range(self.diverged_at + 1):
+                self.ledger.charge(STEP)
+        run, seen = self.run, self.ledger.steps * self.run.batch
+        counted = cost.parameters(run.structure, run.shape, run.options, run.objective, self.V)
+        self.result = {
+            "schema": records.SCHEMA,
+            "run_id": run.run_id,
+            "status": "done" if final else "diverged",
+            "outcome": {
+                "steps": self.ledger.steps,
+                "examples": seen,
+                "tokens_seen": self.ledger.spent["tokens"],
+                "target_tokens": seen * run.objective.T,
+                "epochs": self.examples.epochs(seen),
+                "spent": self.ledger.spent,
+                **(final or NOTHING),
+                "train_loss": self.last_loss if final else None,
+                "parameter_hash": params_hash,
+                "diverged_at": self.diverged_at,
+            },
+            "parameters": {
+                "total": counted.total,
+                "body": counted.body,
+                "embedding": counted.embedding,
+                "unused": counted.unused,
+            },
+            "planned": cost.planned(run, self.V),
+            "measured": {
+                "seconds": self.seconds,
+                **measured,
+                "peak_memory_bytes": hardware.peak_memory_bytes(),
+                "out_of_memory": self.out_of_memory,
+                "attempts": self.attempts,
+                "device": self.device,
+                "versions": versions(),
+                "execution": self.execution.to_json(),
+            },
+        }
+        if self.writes:
+            records.write_json(self.run_dir / records.RESULT, self.result)
+
+    def close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        self.checkpoints.close()
