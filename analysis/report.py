@@ -34,7 +34,9 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
     answer = analyse(study_dir)
     directory = Path(out) if out is not None else Path(study_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    answer.frame.drop(columns=["loss_per_position", "versions"]).to_csv(directory / TABLE, index=False)
+    answer.frame.drop(columns=["loss_per_position", "versions", "seconds_by_part"]).to_csv(
+        directory / TABLE, index=False
+    )
     records.write_json(directory / VERDICT, verdict_json(answer))
     (directory / SUMMARY).write_text(text(answer) + "\n", encoding="utf-8")
     plots.save(plots.headline(answer), directory / "headline.png")
@@ -209,7 +211,7 @@ def render(answer: Answer) -> str:
         curves={arm: (fit, isinstance(fit, Fit)) for arm, fit in answer.curves.items()},
         crossings={arm: getattr(value, "reason", None) or str(value) for arm, value in answer.crossings.items()},
         runs=_run_rows(answer.frame),
-        facts=_facts(answer.frame),
+        facts=_facts(answer.frame, answer.baseline),
     )
 
 
@@ -239,8 +241,8 @@ def _run_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _facts(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """What was used to make the runs: data, versions, devices, totals."""
+def _facts(frame: pd.DataFrame, baseline: str) -> list[tuple[str, str]]:
+    """What was used to make the runs: data, versions, devices, totals, speed."""
     runs = frame.drop_duplicates("run_id")
     data = frame.attrs["study"]["data"]
     versions = {f"{name} {version}" for row in runs["versions"].dropna() for name, version in row.items()}
@@ -256,7 +258,34 @@ def _facts(frame: pd.DataFrame) -> list[tuple[str, str]]:
             "Total spent",
             f"{runs['flops_exact'].sum():.4g} FLOPs (exact), {runs['seconds'].sum():,.0f} seconds of training",
         ),
+        *_speed(frame, baseline),
         ("Device", several(runs["device"].dropna())),
         ("Versions", several(versions)),
         ("Revision", several(runs["git"].dropna())),
     ]
+
+
+def _speed(frame: pd.DataFrame, baseline: str) -> list[tuple[str, str]]:
+    """Exact FLOP/s by arm, what equal FLOPs take in time beside the baseline, and what the time was spent on."""
+    done: pd.DataFrame = frame.loc[frame["exact_flops_per_second"].notna(), :]
+    if done.empty:
+        return []  # runs of before this was recorded
+    cells = done.pivot_table(index=["budget", "rung"], columns="arm", values="exact_flops_per_second", aggfunc="median")
+    said = []
+    for arm in cells:
+        text = f"{arm} {cells[arm].median():.3g} FLOP/s"
+        share = done.loc[done["arm"] == arm, "mfu"].median()
+        text += f" ({share:.0%} of the device's peak)" if share == share else ""
+        if arm != baseline and baseline in cells:
+            times = (cells[baseline] / cells[arm]).dropna()
+            text += f", {times.median():.2f} times {baseline}'s time for equal FLOPs" if len(times) else ""
+        said.append(text)
+    rows = [("Speed", "; ".join(said))]
+    parts: dict[str, float] = {}
+    for one in done.drop_duplicates("run_id")["seconds_by_part"].dropna():
+        for name, seconds in one.items():
+            parts[name] = parts.get(name, 0.0) + seconds
+    if whole := sum(parts.values()):
+        shares = sorted(parts.items(), key=lambda item: -item[1])
+        rows.append(("Time", ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in shares)))
+    return rows

@@ -21,7 +21,7 @@ from lab.clock import Clock
 from lab.data import load
 from lab.data.examples import Examples
 from lab.data.tokenizers import TOKENIZERS
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.ledger import STEP, Ledger
 from lab.objectives import Batch, build
 from lab.optimizers import Hyperparameters, learning_rate

@@ -1,17 +1,19 @@
-"""What the device is, and how a run is executed on it. Nothing here changes what is trained, only how fast.
+"""What the device is, and which settings suit a run there. Nothing here changes what is trained, only how fast.
 
 The planner uses `estimate_seconds` and touches no device; the trainer asks the device.
 """
 
+import contextlib
 import os
 import platform
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lab import cost
+from lab import cost, memory
+from lab.execution import Execution
 from lab.spec import Run
 
 # Floating-point rates that this trainer reaches in `dense` FLOPs, by kind, for one CPU core or one accelerator, as
@@ -31,33 +33,9 @@ DISPATCH_SECONDS = {"cpu": 2.0, "gpu": 0.25, "tpu": 0.25}
 # On CPU products by Eigen and not by YNNPACK, which was measured 1.1 times slower (docs/performance.md).
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 MAX_STEPS_PER_DISPATCH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """Stored with a run's first checkpoint and used again when it resumes.
-
-    steps_per_dispatch: at most so many steps are taken in one call. scan: one compiled body for all layers, `unroll` of
-    them a turn. remat: a layer's inside is computed again in the backward pass instead of kept. microbatches: the batch
-    is cut in so many parts whose summed gradients are divided once. attention: a key of lab.attention.ATTENTION.
-    """
-
-    steps_per_dispatch: int
-    scan: bool
-    unroll: int = 1
-    remat: bool = False
-    microbatches: int = 1
-    attention: str = "blocked"
-
-    def __post_init__(self):
-        for name in ("steps_per_dispatch", "unroll", "microbatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"execution.{name} = {getattr(self, name)}: use at least 1")
-        if self.unroll > 1 and not self.scan:
-            raise ValueError(f"execution.unroll = {self.unroll}: layers are unrolled already; use 1, or scan = True")
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+SHARE_OF_MEMORY = 0.8  # that settings are chosen for: predictions are right within a fifth
+FULL_TOKENS = 8192  # in a microbatch: fewer leave an accelerator idle; a guess
+MAX_PACK = 64
 
 
 # Dense bf16 FLOP/s of one chip, from the makers' data sheets; the name that JAX gives the chip holds the key.
@@ -89,17 +67,55 @@ def step_seconds(run: Run, V: int, kind: str = "cpu") -> float:
     return cost.train_step(run, V)["dense"] / rate + overhead
 
 
-def choose(run: Run, V: int, kind: str = "cpu") -> Execution:
-    """Settings by device: on CPU unrolled layers up to 8, where a scan was measured 1.3 times slower; else a scan. On GPU
-    the fused attention kernel, where it takes the shapes."""
+def choose(run: Run, V: int, kind: str = "cpu", *, limit: int | None = None, rows: int = 1) -> Execution:
+    """Settings by device, the fastest that `limit` bytes of a device's memory are predicted to hold, where a batch is cut over
+    `rows` devices.
+
+    On CPU layers are unrolled up to 8, where a scan was measured up to 1.1 times slower and compiles as fast; beyond that,
+    and on accelerators beyond 2, they are scanned. On GPU the fused attention kernel, where it takes the shapes.
+    """
     depth = max(run.shape.L, run.shape.L_input)
     fitting = max(1, int(DISPATCH_SECONDS[kind] / step_seconds(run, V, kind)))
     power = 1 << (min(fitting, MAX_STEPS_PER_DISPATCH).bit_length() - 1)
-    return Execution(
+    fastest = Execution(
         steps_per_dispatch=power,
         scan=depth > (8 if kind == "cpu" else 2),
         attention="fused" if kind == "gpu" else "blocked",
     )
+    if limit is None:
+        return fastest
+    chosen = fastest
+    for chosen in _ever_smaller(fastest, run, rows):
+        if memory.predict(run, V, chosen, by_batch=rows).total <= SHARE_OF_MEMORY * limit:
+            break
+    return chosen
+
+
+def _ever_smaller(fastest: Execution, run: Run, rows: int) -> Iterator[Execution]:
+    """Layers scanned; then microbatches that still fill a device; then remat, and microbatches down to one example."""
+    yield fastest
+    scanned = replace(fastest, scan=True)
+    yield scanned
+    parts = [n for n in (2**i for i in range(1, run.batch.bit_length())) if run.batch % (n * rows) == 0]
+    ample = [n for n in parts if run.batch // (n * rows) * run.objective.length >= FULL_TOKENS]
+    for n in ample:
+        yield replace(scanned, microbatches=n)
+    kept = max(ample, default=1)
+    yield replace(scanned, microbatches=kept, remat=True)
+    for n in parts:
+        if n > kept:
+            yield replace(scanned, microbatches=n, remat=True)
+
+
+def pack_size(run: Run, V: int, kind: str = "cpu", *, limit: int | None = None) -> int:
+    """Runs of this program that train side by side on one device: a power of two. On CPU one: more were measured to gain
+    nothing there (docs/performance.md)."""
+    if kind == "cpu" or limit is None:
+        return 1
+    settings = choose(run, V, kind, limit=limit)
+    sizes = [1 << i for i in range(MAX_PACK.bit_length())]
+    fitting = [n for n in sizes if memory.predict(run, V, settings, pack=n).total <= SHARE_OF_MEMORY * limit]
+    return max(fitting, default=1)
 
 
 def estimate_seconds(run: Run, V: int, kind: str = "cpu") -> float:
@@ -127,6 +143,21 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def memory_limit() -> int | None:
+    """Bytes that this process may fill: of one device where it tells, of a processor the share of this process' cores."""
+    import jax
+
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"])
+    if jax.default_backend() != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return None
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" where it has none
+        whole = min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return whole * len(os.sched_getaffinity(0)) // (os.cpu_count() or 1)
 
 
 def peak_memory_bytes() -> int:

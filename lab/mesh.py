@@ -74,12 +74,15 @@ class Mesh:
 ONE_DEVICE = Mesh()
 
 
-def choose(batch: int, devices: int, *, pack: int = 1) -> Mesh:
-    """All devices where they can share the work evenly, by runs or by batch (and then by heads), else one."""
+def choose(batch: int, devices: int, *, pack: int = 1, cut_matrices: bool = False) -> Mesh:
+    """All devices where they can share the work evenly, by runs or by batch (and then by heads), else one. cut_matrices:
+    those that share the batch share the matrices too, since one could not hold them."""
     if pack > 1:
         return Mesh(data=devices) if pack % devices == 0 else ONE_DEVICE
     rows = math.gcd(batch, devices)
-    return Mesh(data=rows, tensor=devices // rows) if rows > 1 else ONE_DEVICE
+    if rows == 1:
+        return ONE_DEVICE
+    return Mesh(**{"fsdp" if cut_matrices else "data": rows}, tensor=devices // rows)
 
 
 @lru_cache(maxsize=8)

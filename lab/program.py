@@ -23,15 +23,14 @@ from lab import evaluate, hardware, mesh
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
 from lab.data.tokenizers import TOKENIZERS
-from lab.hardware import Execution
+from lab.execution import Execution
+from lab.memory import LOGITS_AT_ONCE
 from lab.mesh import ONE_DEVICE, Mesh, by_batch
 from lab.objectives import Batch, predicted_positions
 from lab.optimizers import OPTIMIZERS, Hyperparameters
 from lab.spec import Objective, Run, nearest
 from lab.transformer import Params, Transformer
 from lab.versions import versions
-
-LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,4 +311,4 @@ def use_compilation_cache() -> None:
 def program_key(run: Run) -> str:
     """What two runs must share for one compiled program to serve both, on the device at hand."""
     V = TOKENIZERS[run.data.tokenizer].V
-    return program(run, hardware.choose(run, V, jax.default_backend())).key
+    return program(run, hardware.choose(run, V, jax.default_backend(), limit=hardware.memory_limit())).key

@@ -10,6 +10,7 @@ processes (`jax.distributed`) each calls the same function with the same argumen
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,12 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lab import hardware, mesh, records
+from lab import hardware, memory, mesh, records
 from lab.attempt import Attempt, parameter_hash
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.data.tokenizers import TOKENIZERS
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.mesh import Mesh
 from lab.objectives import Batch
 from lab.preemption import Preempted, stop_flag
@@ -85,8 +86,8 @@ def train_together(
     """As `train`, for runs that differ in nothing but seeds, budgets and what the optimizer takes as arrays: their states
     are stacked, one program advances them all. Raises ValueError for runs of different programs.
 
-    Each ends at its own time: its result is written then, and the others go on. Runs that were begun with other settings
-    than these, and packs that the device has no memory for, are trained one after another.
+    Each ends at its own time: its result is written then, and the others go on. A pack that the device has no memory for,
+    or whose runs were begun with other settings, is cut in halves that are trained one after another.
     """
     results = [_finished(run, Path(run_dir)) for run, run_dir in zip(runs, run_dirs, strict=True)]
     left = [i for i, result in enumerate(results) if result is None]
@@ -105,8 +106,11 @@ def train_together(
         why = str(error).partition("\n")[0][:300]
     # Here the error is gone, and with it what its frames held on the device.
     if made is None and len(chosen) > 1:
-        log.warning("%d runs are trained one after another, not side by side: %s", len(chosen), why)
-        made = [train(*one, compile_lock=compile_lock, **settings) for one in chosen]
+        half = len(chosen) // 2
+        log.warning("%d runs do not train side by side; %d and the others do: %s", len(chosen), half, why)
+        made = []
+        for some in (chosen[:half], chosen[half:]):
+            made += train_together(*zip(*some, strict=True), compile_lock=compile_lock, **settings)
     elif made is None:
         log.warning("%s: %s", chosen[0][0].run_id, why)
         made = _train(chosen, on_progress=on_progress, compile_lock=compile_lock, halve=True, **settings)
@@ -142,10 +146,12 @@ def _train(
     try:
         for run, run_dir in chosen:
             V = TOKENIZERS[run.data.tokenizer].V
-            wanted = execution or hardware.choose(run, V, jax.default_backend())
+            rows = on.data * on.fsdp if on else math.gcd(run.batch, jax.device_count())
+            wanted = execution or hardware.choose(
+                run, V, jax.default_backend(), limit=hardware.memory_limit(), rows=rows
+            )
             attempts.append(Attempt(run, run_dir, wanted=wanted, halve=halve))
-        examples = chosen[0][0].batch // attempts[0].execution.microbatches
-        where = on or mesh.choose(examples, jax.device_count(), pack=len(chosen))
+        where = on or _place(attempts)
         p = _one_program(attempts, where)
         with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
             built = compiled(p)
@@ -154,6 +160,17 @@ def _train(
         for attempt in attempts:
             attempt.close()
     return [attempt.result for attempt in attempts if attempt.result]
+
+
+def _place(attempts: list[Attempt]) -> Mesh:
+    """Of all devices that JAX sees; the matrices are cut where one device is predicted not to hold them."""
+    run, execution, limit = attempts[0].run, attempts[0].execution, hardware.memory_limit()
+    share = mesh.choose(run.batch // execution.microbatches, jax.device_count(), pack=len(attempts))
+    if len(attempts) > 1 or share.devices == 1 or limit is None:
+        return share
+    whole = memory.predict(run, attempts[0].V, execution, by_batch=share.data)
+    crowded = whole.total > hardware.SHARE_OF_MEMORY * limit
+    return mesh.choose(run.batch // execution.microbatches, jax.device_count(), cut_matrices=crowded)
 
 
 def _one_program(attempts: list[Attempt], where: Mesh) -> Program:

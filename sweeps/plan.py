@@ -9,6 +9,8 @@ from typing import Any
 from lab import cost, hardware, records
 from lab.data import count_windows, describe
 from lab.data.tokenizers import TOKENIZERS
+from lab.execution import Execution
+from lab.memory import Memory, predict
 from lab.spec import Run, Seed, to_json
 from lab.structure import canonical
 from sweeps import ladder, match
@@ -51,7 +53,21 @@ class Plan:
 
     def programs(self) -> int:
         """Shapes to compile: runs that differ only in budget, rate or seed share one."""
-        return len({_program(row.run) for row in self.unique.values()})
+        return len(self.groups())
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Ids of runs that one compiled program serves, and that can train side by side."""
+        found: dict[tuple[Any, ...], list[str]] = {}
+        for run_id, row in self.unique.items():
+            found.setdefault(_program(row.run), []).append(run_id)
+        return [tuple(ids) for ids in found.values()]
+
+    def memory(self, kind: str = "cpu", *, limit: int | None = None) -> tuple[Memory, Execution, PlannedRun]:
+        """Predicted for the run that takes most, with the settings that suit devices of this kind and memory."""
+        one_each = [self.unique[ids[0]] for ids in self.groups()]
+        found = [(row, hardware.choose(row.run, _vocabulary(row.run), kind, limit=limit)) for row in one_each]
+        sized = [(predict(row.run, _vocabulary(row.run), settings), settings, row) for row, settings in found]
+        return max(sized, key=lambda item: item[0].total)
 
     def seconds(self, workers: int, kind: str = "cpu") -> float:
         """Estimated seconds for all runs on `workers` cores or accelerators, compilation included."""

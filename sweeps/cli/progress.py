@@ -70,8 +70,11 @@ class Display:
         gained, elapsed = share - self.first_share, time.monotonic() - self.began
         if gained > 0.01:
             note += f", {_duration(elapsed / gained * (1 - share))} left"
-        speed = sum(filter(None, (self._speed(s) for s in statuses if s.state == "running")))
-        return note + (f", {speed:,.0f} tokens/s" if speed else "")
+        speeds = {s.run_id: self._speed(s) or 0.0 for s in statuses if s.state == "running"}
+        if not (tokens := sum(speeds.values())):
+            return note
+        flops = sum(speed * self._flops_a_token(run_id) for run_id, speed in speeds.items())
+        return note + f", {tokens:,.0f} tokens/s, {flops:.3g} exact FLOP/s"
 
     def _run(self, s: Status) -> str:
         if s.loss is None:
@@ -81,6 +84,10 @@ class Display:
             return f"loss {s.loss:.3f}"
         left = (1 - s.share) * self.rows[s.run_id].planned["tokens"] / speed
         return f"loss {s.loss:.3f}, {speed:,.0f} tokens/s, {_duration(left)} left"
+
+    def _flops_a_token(self, run_id: str) -> float:
+        planned = self.rows[run_id].planned
+        return planned["exact"] / planned["tokens"]
 
     def _speed(self, s: Status) -> float | None:
         """Tokens a second over the last minute of this display."""

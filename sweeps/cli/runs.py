@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lab import cost, hardware, records, spec
+from lab import cost, hardware, memory, records, spec
 from lab.data.tokenizers import TOKENIZERS
 from lab.spec import Objective, Options, Run
 from lab.structure import LADDER, STRUCTURES
@@ -65,7 +65,7 @@ def describe(run: Path_, /) -> None:
     execution = hardware.choose(content, V)
     console.print(
         f"on one CPU core: about {hardware.estimate_seconds(content, V):.0f} s, {execution.steps_per_dispatch} steps per "
-        f"dispatch, layers {'scanned' if execution.scan else 'unrolled'}"
+        f"dispatch, layers {'scanned' if execution.scan else 'unrolled'}, {memory.predict(content, V, execution)}"
     )
 
 

@@ -57,6 +57,7 @@ def run(
     preset: str = "small",
     out: Path | None = None,
     workers: int | None = None,
+    pack: int | None = None,
     retry: bool = False,
     replace_plan: bool = False,
 ) -> None:
@@ -71,6 +72,8 @@ def run(
         preset: which size of the study
         out: the study's directory (default: runs/<study's name>)
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
+        pack: runs of one program that train side by side in each worker (default: as many as an accelerator has memory
+            for; 1 on a processor, where more were measured to gain nothing)
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
@@ -78,6 +81,8 @@ def run(
     from sweeps.cli.progress import Display
     from sweeps.execute import run as execute
 
+    if pack is not None and pack < 1:
+        raise ValueError(f"pack = {pack}: use at least 1")
     console = Console(stderr=True)
     written = Path(study) if (Path(study) / records.PLAN).exists() else None
     if written is None:
@@ -98,7 +103,7 @@ def run(
         console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
     began = time.monotonic()
     with Display(solved, console) as display:
-        execute(solved, directory, workers=workers, replace_plan=replace_plan, on_poll=display)
+        execute(solved, directory, workers=workers, pack=pack, replace_plan=replace_plan, on_poll=display)
     statuses = Store(directory).status()
     failed = [s.run_id for s in statuses if s.state == "failed"]
     ended = ", ".join(
@@ -194,6 +199,14 @@ def show(plan: Plan, console: Console) -> None:
         f"{len(unique)} runs, {plan.programs()} shapes, {sum(r.planned['exact'] for r in unique):.4g} exact FLOPs; matched on "
         f"{match.quantity} ({match.convention}) within {worst:.2%} of {match.tolerance:.0%}; about "
         f"{plan.seconds(2) / 60:.1f} min on 2 CPU cores"
+    )
+    needed, settings, most = plan.memory()
+    console.print(
+        f"up to {max(map(len, plan.groups()))} runs of one shape, which an accelerator trains side by side; the largest program, "
+        f"{most.arm} D={most.run.shape.D}, takes about {needed.total / 2**20:,.0f} MiB"
+        + (f" in {settings.microbatches} microbatches" if settings.microbatches > 1 else "")
+        + (" with remat" if settings.remat else ""),
+        soft_wrap=True,
     )
     for said in plan.warnings:
         console.print(f"note: {said}", soft_wrap=True)

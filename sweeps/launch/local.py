@@ -68,11 +68,12 @@ def start(
     study: Path,
     places: list[Slot],
     *,
+    pack: int | None = None,
     on_poll: Callable[[Store], None] | None = None,
     poll_seconds: float = 0.5,
     backoff_seconds: float = BACKOFF_SECONDS,
 ) -> None:
-    """Works on the study until every run has ended; raises ValueError if workers keep dying.
+    """Works on the study until every run has ended; raises ValueError if workers keep dying. pack: as `lab run --pack`.
 
     A worker that is killed is started again in its place, later each time. SIGINT and SIGTERM (where this is the main
     thread, which alone may handle them) are passed on, the workers save, and KeyboardInterrupt is raised.
@@ -84,7 +85,9 @@ def start(
 
     def spawn(index: int) -> subprocess.Popen[bytes]:
         place = places[index]
-        command = [sys.executable, "-m", "sweeps.launch.worker", str(store.root)]
+        command = [sys.executable, "-m", "sweeps.launch.worker", str(store.root), "--workers", str(len(places))]
+        if pack:
+            command += ["--pack", str(pack)]
         if place.cores:
             command += ["--cores", ",".join(map(str, place.cores))]
         threads = str(max(1, len(place.cores)))

@@ -56,6 +56,11 @@ def test_report_of_a_whole_study(tmp_path):
     truth = synthetic.true_best(TWO["prefix_lm"], 6.4e11) - synthetic.true_best(TWO["decoder_only"], 6.4e11)
     last = [d for d in verdict["differences"] if d["arm"] == "prefix_lm"][-1]
     assert last["low"] < truth < last["high"]
+    assert (
+        "decoder_only 1e+10 FLOP/s; prefix_lm 9.52e+09 FLOP/s, 1.05 times decoder_only&#39;s time for equal FLOPs"
+        in html
+    )
+    assert "step 80%, compile 10%, data 5%, evaluate 2%, checkpoint 2%" in html
     table = pd.read_csv(page.parent / "runs.csv")
     assert len(table) == 3 * 14 and table["run_id"].nunique() == 2 * 14
 

@@ -27,7 +27,6 @@ from lab.objectives import build
 from lab.optimizers import Hyperparameters
 from lab.program import compiled, program
 from lab.spec import Budget, Evaluation, Objective
-from lab.train import _stack
 from runs import make_run
 from sweeps.ladder import shape
 
@@ -43,9 +42,8 @@ def main() -> None:
         built = compiled(program(run, execution))
         examples = Examples(load(run.data), run.objective.length, 0)
         k, tokenizer = execution.steps_per_dispatch, TOKENIZERS["bytes"]
-        ready = _stack(
-            [build(run.objective, examples.batch(i, 8), tokenizer, seed=0, first=8 * i) for i in range(k)], k
-        )
+        made = [build(run.objective, examples.batch(i, 8), tokenizer, seed=0, first=8 * i) for i in range(k)]
+        ready = jax.tree.map(lambda *arrays: np.stack(arrays), *made)
         rates, hyper = np.full(k, 1e-3, np.float32), Hyperparameters.of(run.optimizer)
         ratios, bare_times = [], []
         for _ in range(ROUNDS):

@@ -14,7 +14,7 @@ import lab.transformer
 from lab import cost
 from lab.attention import attend
 from lab.data.tokenizers import TOKENIZERS
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.objectives import build, predicted_positions
 from lab.program import loss_and_gradient, program, shapes, token_losses
 from lab.spec import Budget, Objective, Options, Run, Shape

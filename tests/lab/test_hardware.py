@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from lab import hardware
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.program import program, shapes, token_losses
 from lab.structure import STRUCTURES, Structure
 from runs import make_run, name_of

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lab import records
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.mesh import ONE_DEVICE, join_hosts
 from lab.spec import Budget, Evaluation, to_json
 from lab.train import train

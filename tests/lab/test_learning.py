@@ -12,7 +12,7 @@ import pytest
 
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.objectives import Batch, build
 from lab.optimizers import Hyperparameters
 from lab.program import initial_optimizer, program, train_step

@@ -10,7 +10,7 @@ import pytest
 
 from lab import mesh, records
 from lab.data import describe
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.mesh import ONE_DEVICE, Mesh
 from lab.program import abstract_state, compiled, program
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Seed, Shape
@@ -67,6 +67,8 @@ def alone(tmp_path):
 )
 def test_the_mesh_that_is_chosen(batch, devices, pack, expected):
     assert mesh.choose(batch, devices, pack=pack) == expected
+    if pack == 1:
+        assert mesh.choose(batch, devices, cut_matrices=True) == replace(expected, data=1, fsdp=expected.data)
 
 
 def test_a_mesh_in_words():
@@ -161,6 +163,16 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(alone, tmp_path, caplog):
     np.testing.assert_allclose(outcome(last), expected, rtol=3e-6)
 
 
+@EIGHT
+def test_matrices_are_cut_where_a_device_could_not_hold_them(alone, tmp_path, monkeypatch):
+    run = wide_run()
+    expected = outcome(alone(run))
+    monkeypatch.setattr("lab.hardware.memory_limit", lambda: 1000)
+    many = train(run, tmp_path / "many", execution=TWO_STEPS)
+    assert many["measured"]["mesh"] == "fsdp=8"
+    np.testing.assert_allclose(outcome(many), expected, rtol=3e-6)
+
+
 # ---- side by side ------------------------------------------------------------------------------------------------------
 
 
@@ -246,14 +258,14 @@ def test_runs_of_different_programs_are_not_packed(tmp_path):
         together([one, other], tmp_path)
 
 
-def test_runs_begun_with_other_settings_are_trained_one_after_another(alone, tmp_path, caplog):
+def test_runs_begun_with_other_settings_are_not_packed(alone, tmp_path, caplog):
     runs = several(2)
     directories = [tmp_path / str(i) for i in range(2)]
     with pytest.raises(Killed):
         train(runs[0], directories[0], execution=replace(TWO_STEPS, scan=True), checkpoint_seconds=0,
               on_progress=killed_after(3))  # fmt: skip
     results = train_together(runs, directories, execution=TWO_STEPS)
-    assert "one after another, not side by side" in caplog.text
+    assert "2 runs do not train side by side" in caplog.text
     assert [r["measured"]["pack"] for r in results] == [1, 1]
     assert [r["measured"]["execution"]["scan"] for r in results] == [True, False]
 
@@ -308,11 +320,11 @@ def test_out_of_memory_again_is_an_error_with_a_way_out(tmp_path, monkeypatch):
         train(wide_run(batch=1), tmp_path / "one", execution=TWO_STEPS, on=ONE_DEVICE)
 
 
-def test_a_pack_without_memory_is_trained_one_after_another(alone, tmp_path, monkeypatch, caplog):
-    runs = several(2)
-    out_of_memory_once(monkeypatch, lambda p: p.pack > 1)
+def test_a_pack_without_memory_is_halved(alone, tmp_path, monkeypatch, caplog):
+    runs = several(5)
+    out_of_memory_once(monkeypatch, lambda p: p.pack > 2)
     packed, _ = together(runs, tmp_path)
-    assert [r["measured"]["pack"] for r in packed] == [1, 1] and "RESOURCE_EXHAUSTED" in caplog.text
-    assert [r["measured"]["out_of_memory"] for r in packed] == [0, 0]
+    assert [r["measured"]["pack"] for r in packed] == [2, 2, 1, 2, 2] and "RESOURCE_EXHAUSTED" in caplog.text
+    assert [r["measured"]["out_of_memory"] for r in packed] == [0] * 5
     for run, result in zip(runs, packed, strict=True):
         assert math.isclose(result["outcome"]["loss"], alone(run)["outcome"]["loss"], rel_tol=1e-6)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import cost
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.ledger import STEP, Ledger
 from lab.optimizers import Hyperparameters, adamw, decay_mask, learning_rate
 from lab.program import program

@@ -16,7 +16,7 @@ import pytest
 from lab import cost, hardware, records
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.objectives import build
 from lab.program import program, token_losses
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, to_json
@@ -112,7 +112,7 @@ def test_a_killed_process_goes_on(number, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(to_json(run)))
     script = (
         "import sys, pathlib\nfrom lab.spec import read_run\nfrom lab.train import train\n"
-        "from lab.hardware import Execution\n"
+        "from lab.execution import Execution\n"
         "train(read_run(pathlib.Path(sys.argv[1]) / 'run.json'), pathlib.Path(sys.argv[1]) / 'killed',"
         " checkpoint_seconds=0.05, execution=Execution(steps_per_dispatch=2, scan=False))\n"
     )

@@ -11,7 +11,7 @@ import pytest
 
 import reference_models as reference
 from lab.data.tokenizers import TOKENIZERS
-from lab.hardware import Execution
+from lab.execution import Execution
 from lab.objectives import build
 from lab.program import loss_and_gradient, program, token_losses
 from lab.spec import Objective, Options, Shape

@@ -107,3 +107,14 @@ def test_cores_are_shared_out():
     assert sorted(core for slot in slots for core in slot.cores) == cores and len(slots) == len(cores)
     assert len(local.cpu_slots(1)) == 1 and local.cpu_slots(1)[0].cores == tuple(cores)
     assert len(local.cpu_slots(5)) == 5 and all(slot.cores for slot in local.cpu_slots(5))
+
+
+def test_workers_that_pack_end_as_workers_that_do_not(plan, tmp_path):
+    """Real workers; the same numbers to rounding, and the result says how many trained together."""
+    alone = sweeps.run(plan, tmp_path / "alone", workers=1)
+    packed = sweeps.run(plan, tmp_path / "packed", workers=1, pack=3)
+    for run_id in plan.unique:
+        a, b = (records.read_result(records.run_directory(d, run_id)) for d in (alone, packed))
+        assert (a["measured"]["pack"], b["measured"]["pack"]) == (1, 3)
+        assert a["outcome"]["spent"] == b["outcome"]["spent"]
+        assert b["outcome"]["loss"] == pytest.approx(a["outcome"]["loss"], rel=1e-5)

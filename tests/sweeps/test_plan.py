@@ -14,8 +14,9 @@ import flop_counter
 import sweeps
 from lab import cost
 from lab.data import describe
-from lab.hardware import Execution
-from lab.program import loss_and_gradient, program, shapes
+from lab.execution import Execution
+from lab.memory import predict
+from lab.program import loss_and_gradient, program, program_key, shapes
 from lab.spec import Evaluation, Objective, Options, from_json
 from lab.structure import STRUCTURES
 from runs import make_run
@@ -199,3 +200,22 @@ def test_the_corpus_is_planned_by_its_hash(tmp_path):
     moved = replace(data, path="/elsewhere")
     assert make_run(data=data).run_id == make_run(data=moved).run_id != make_run().run_id
     assert Path(shipped()["quickstart"]).exists()
+
+
+def test_runs_are_grouped_by_the_program_that_serves_them(mine):
+    """Budgets, rates and seeds do not part them; what the worker asks, the program's key, says the same."""
+    plan = sweeps.plan(replace(mine, seeds=2))
+    groups = plan.groups()
+    assert sorted(i for ids in groups for i in ids) == sorted(plan.unique) and len(groups) == plan.programs()
+    keys = [{program_key(plan.unique[i].run) for i in ids} for ids in groups]
+    assert all(len(key) == 1 for key in keys) and len(set.union(*keys)) == len(groups)
+    assert max(map(len, groups)) == 2 * len(mine.budgets)
+
+
+def test_the_program_that_takes_most_memory_is_named(mine):
+    plan = sweeps.plan(mine)
+    needed, settings, row = plan.memory()
+    assert needed.total == max(predict(r.run, V, settings).total for r in plan.unique.values())
+    assert row.run.shape.D == 24
+    small, frugal, _ = plan.memory("gpu", limit=1)
+    assert small.total < needed.total and frugal.remat and frugal.microbatches == 4

@@ -331,3 +331,46 @@ def test_status_shows_the_last_logged_step(store):
     writer.close()
     status = store.status()[0]
     assert (status.state, status.step, status.loss, status.share) == ("waiting", 4, 2.25, 0.5)
+
+
+def test_runs_of_one_program_train_side_by_side(store):
+    """Up to the pack's size and this worker's share; what has ended is left out."""
+    keys = dict(zip(store.runs, "abab", strict=True))
+    packs, alone = [], []
+
+    def together(runs, directories):
+        packs.append([run.run_id for run in runs])
+        assert all(store.claim(run.run_id) is None for run in runs)  # all of them are held
+        for run, directory in zip(runs, directories, strict=True):
+            finish(run, directory)
+
+    def one(run, directory):
+        alone.append(run.run_id)
+        finish(run, directory)
+
+    first, second, third, fourth = store.runs
+    options = dict(train_together=together, program_key=lambda run: keys[run.run_id])
+    work(store, one, pack_size=lambda run: 8, **options)
+    assert packs == [[first, third], [second, fourth]] and not alone
+    for run_id in store.runs:
+        (store.directory(run_id) / records.RESULT).unlink()
+    packs.clear()
+    work(store, one, pack_size=lambda run: 8, workers=2, **options)
+    assert not packs and sorted(alone) == sorted(store.runs)
+
+
+def test_a_pack_that_raises_is_tried_one_by_one(store):
+    """So that only the run that is at fault fails."""
+    bad = list(store.runs)[2]
+
+    def together(runs, directories):
+        raise RuntimeError("one of them")
+
+    def one(run, directory):
+        if run.run_id == bad:
+            raise RuntimeError("this one")
+        finish(run, directory)
+
+    work(store, one, lambda run: "one", train_together=together, pack_size=lambda run: 4)
+    assert [s.state for s in store.status()] == ["done", "done", "failed", "done"]
+    assert "this one" in store.failure(bad)["error"]

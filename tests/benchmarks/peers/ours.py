@@ -8,7 +8,6 @@ from lab.data.tokenizers import TOKENIZERS
 from lab.objectives import build
 from lab.optimizers import Hyperparameters
 from lab.program import compiled, program
-from lab.train import _stack
 from peers.case import RATE, Case, V
 
 
@@ -22,7 +21,10 @@ class Trainer:
         tokenizer = TOKENIZERS["bytes"]
         made = [build(run.objective, tokens, tokenizer, seed=0, first=0) for tokens in case.tokens]
         count = len(made)
-        self.batches = [_stack([made[(first + i) % count] for i in range(self.k)], self.k) for first in range(count)]
+        self.batches = [
+            jax.tree.map(lambda *arrays: np.stack(arrays), *(made[(first + i) % count] for i in range(self.k)))
+            for first in range(count)
+        ]
         self.rates, self.hyper = np.full(self.k, RATE, np.float32), Hyperparameters.of(run.optimizer)
         self.taken = 0
 

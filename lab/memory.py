@@ -1,0 +1,105 @@
+"""What one device must hold to train a run, from its spec and the settings alone: nothing is compiled, no device is touched.
+
+An estimate to choose settings by, of the fullest moment of a step. How often each kind of array is there at once was fitted
+to what XLA allocates on a processor for 50 shapes and structures, and is within a fifth of it for all of them
+(`python tests/benchmarks/memory.py`); accelerators, whose fused kernels hold less, were not measured.
+
+    state         parameters and the optimizer's two moments, float32
+    gradients     of each parameter; with microbatches their sum as well
+    activations   what every layer keeps for its gradient (with remat: its input), and what is there inside of one
+    attention     query-key weights: XLA keeps those of all unrolled layers, of a scan one layer's are there at a time
+    logits        of as many positions as the head takes at once, and their gradient
+
+Letters as in lab.cost.
+"""
+
+from dataclasses import asdict, dataclass, fields
+
+from lab import cost
+from lab.execution import Execution
+from lab.spec import Run
+
+F32 = 4
+ACTIVATION = {"f32": 4, "bf16": 2}
+LOGITS_AT_ONCE = 2**25  # 128 MB in float32: above it the head runs over parts of the positions
+HALF_A_BLOCK = 32  # of the queries in a block of lab.attention: pairs that are computed and not attended
+
+GRADIENTS = 1.8  # with the updates that are made of them
+LOGITS = 2.6
+PAIRS = {"unrolled": 2.5, "scan": 2.1, "reference": 1.8}
+INSIDE = {"unrolled": 0.0, "scan": 0.5, "remat": 1.6}  # of what one layer keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device."""
+
+    state: int
+    gradients: int
+    activations: int
+    attention: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in asdict(self).items())
+        return f"{self.total / 2**20:,.0f} MiB ({parts})"
+
+
+def predict(
+    run: Run,
+    V: int,
+    execution: Execution,
+    *,
+    by_batch: int = 1,
+    by_matrix: int = 1,
+    pack: int = 1,
+) -> Memory:
+    """by_batch: devices that share the batch. by_matrix: devices that share each matrix. pack: runs side by side."""
+    s, T, scan, remat = run.shape, run.objective.T, execution.scan, execution.remat and execution.scan
+    inside = INSIDE["remat" if remat else "scan" if scan else "unrolled"]
+    examples, size = run.batch / execution.microbatches / by_batch, ACTIVATION[run.precision]
+    streams = _streams(run, execution.attention)
+    last = run.structure.memory == "same" and run.objective.loss == "targets" and not run.structure.encoder_only
+    depths = (s.L_input - last, s.L) if len(streams) == 2 else (s.L,)
+    weights = "scan" if scan else "reference" if execution.attention == "reference" else "unrolled"
+    every = [sum(depth * stream[i] for depth, stream in zip(depths, streams, strict=True)) for i in range(2)]
+    together = sum if run.structure.memory == "same" else max  # both streams in one layer, or one after the other
+    one = [together(stream[i] for stream in streams) for i in range(2)]
+    inputs = sum(depth * n * s.D for depth, n in zip(depths, (run.objective.S, T), strict=False))
+    kept = inputs if remat else every[0]
+    scored = examples * (T + (run.objective.S - 1 if run.objective.loss == "all" else 0))
+    counted = cost.parameters(run.structure, s, run.options, run.objective, V).total / by_matrix
+    return Memory(
+        state=int(pack * F32 * 3 * counted),
+        gradients=int(pack * F32 * (GRADIENTS + (execution.microbatches > 1)) * counted),
+        activations=int(pack * size * examples * (kept + inside * one[0])),
+        attention=int(pack * F32 * examples * PAIRS[weights] * (one if scan else every)[1]),
+        logits=int(F32 * LOGITS * min(pack * scored * V, LOGITS_AT_ONCE)),
+    )
+
+
+def _streams(run: Run, attention: str) -> list[tuple[float, float]]:
+    """Of one layer of each stream, for one example: numbers that are kept, and query-key pairs of all heads."""
+    s, st, S, T = run.shape, run.structure, run.objective.S, run.objective.T
+    heads = (3 + run.options.qk_norm) * s.N * s.H + (1 + run.options.qk_norm) * s.K * s.H
+    mlp = (cost.MLP_MATRICES[run.options.mlp] + 1) * s.F
+    kept = 4 * s.D + heads + mlp
+
+    def pairs(queries: int, keys: int, *, causal: bool) -> float:
+        if attention == "fused":
+            return 0.0
+        if attention == "reference" or not causal:
+            return s.N * queries * keys
+        return s.N * (queries * (keys - queries) + cost.triangle(queries) + queries * min(HALF_A_BLOCK, queries / 2))
+
+    inputs = (S * kept, pairs(S, S, causal=st.inputs == "causal"))
+    if st.encoder_only:
+        return [inputs]
+    if st.cross in ("separate", "tied"):
+        reading = T * (4 * s.D + (1 + run.options.qk_norm) * s.N * s.H)
+        return [inputs, (T * kept + reading, pairs(T, T, causal=True) + pairs(T, S, causal=False))]
+    return [inputs, (T * kept, pairs(T, S + T, causal=True))]

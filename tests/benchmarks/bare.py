@@ -1,0 +1,55 @@
+"""A run's compiled steps without a loop around them, for benchmarks that time programs against one another."""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from lab.execution import Execution
+from lab.optimizers import Hyperparameters
+from lab.program import Program, compiled, program, shapes
+from lab.spec import Run
+
+
+class Bare:
+    """`steps` training steps a call on one batch of random tokens; `seconds()` is of one call, a step."""
+
+    def __init__(self, run: Run, execution: Execution, *, start: bool = True):
+        self.program: Program = program(run, execution)
+        self.built = compiled(self.program)
+        self.k = execution.steps_per_dispatch
+        rng = np.random.default_rng(0)
+        made = shapes(self.program, (self.k, run.batch))
+        tokens = {"inputs": 250, "targets": 250, "labels": 250}
+        if run.objective.name == "masked_lm":
+            tokens["targets"] = run.objective.S  # positions
+        self.batch = type(made)(
+            *(rng.integers(0, tokens[n], s.shape).astype(np.int32) for n, s in zip(made._fields, made, strict=True))
+        )
+        self.hyper, self.rates = Hyperparameters.of(run.optimizer), np.full(self.k, 1e-3, np.float32)
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        self.state = self.built.init(0)
+        self.seconds()  # the first touch of its memory
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        self.state, losses, _ = self.built.advance(self.state, self.batch, self.hyper, self.rates, np.int32(self.k))
+        jax.block_until_ready(losses)
+        return (time.perf_counter() - start) / self.k
+
+
+def side_by_side(programs: dict[str, Bare], rounds: int, *, base: str) -> dict[str, tuple[float, float]]:
+    """(median seconds a step, median over rounds of the ratio to `base`) of each; rounds go through all in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    order = list(programs)
+    for index in range(rounds):
+        for name in order[index % len(order) :] + order[: index % len(order)]:
+            taken[name].append(programs[name].seconds())
+    return {
+        name: (statistics.median(seconds), statistics.median(a / b for a, b in zip(seconds, taken[base], strict=True)))
+        for name, seconds in taken.items()
+    }
