@@ -1,5 +1,5 @@
 """Softmax attention, computed in one of several ways that give the same numbers to rounding: one function and one dict
-line each. Which one is used is a setting of the execution (lab.hardware), never of the run.
+line each. Which one is used is a setting of the execution (lab.execution), never of the run.
 
 Letters: B batch, S keys, T queries, N query heads, K key-value heads, G = N/K queries per key, H head width.
 
@@ -48,7 +48,8 @@ def reference(
 def blocked(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, causal: bool) -> Array:
     """Queries in blocks of ROWS, each against the keys that any of its queries sees, so that most pairs that are not
     attended are not computed. The backward pass computes the weights again from the log of their sum (Dao et al. 2022,
-    arXiv 2205.14135): no T x S array is kept between the passes."""
+    arXiv 2205.14135): nothing of T x S is handed from pass to pass. Of layers that are not scanned XLA finds the scores
+    computed twice and keeps them instead, which is faster and takes memory (lab.memory)."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)

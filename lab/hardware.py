@@ -52,12 +52,12 @@ PEAKS = {
 
 
 def peak_flops() -> float | None:
-    """Of all local devices together; None where the device is not in the table, as processors are not."""
+    """Of all devices together; None where the device is not in the table, as processors are not."""
     import jax
 
     name = jax.local_devices()[0].device_kind
     peak = next((peak for key, peak in PEAKS.items() if key in name), None)
-    return peak * jax.local_device_count() if peak else None
+    return peak * jax.device_count() if peak else None
 
 
 def step_seconds(run: Run, V: int, kind: str = "cpu") -> float:

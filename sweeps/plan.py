@@ -69,6 +69,10 @@ class Plan:
         sized = [(predict(row.run, _vocabulary(row.run), settings), settings, row) for row, settings in found]
         return max(sized, key=lambda item: item[0].total)
 
+    def needs(self, kind: str, limit: int) -> int:
+        """Bytes of the largest run, with settings that suit a device of so many."""
+        return self.memory(kind, limit=limit)[0].total
+
     def seconds(self, workers: int, kind: str = "cpu") -> float:
         """Estimated seconds for all runs on `workers` cores or accelerators, compilation included."""
         compiling = self.programs() * hardware.COMPILE_SECONDS[kind]

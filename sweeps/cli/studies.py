@@ -58,6 +58,7 @@ def run(
     out: Path | None = None,
     workers: int | None = None,
     pack: int | None = None,
+    mesh: str | None = None,
     retry: bool = False,
     replace_plan: bool = False,
 ) -> None:
@@ -74,21 +75,26 @@ def run(
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
         pack: runs of one program that train side by side in each worker (default: as many as an accelerator has memory
             for; 1 on a processor, where more were measured to gain nothing)
+        mesh: devices along data, fsdp and tensor that each run is cut over, such as data=4,fsdp=2 (default: one device a run,
+            and all of them for runs that one can not hold)
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
+    from lab.mesh import Mesh
     from sweeps import propose
     from sweeps.cli.progress import Display
     from sweeps.execute import run as execute
 
     if pack is not None and pack < 1:
         raise ValueError(f"pack = {pack}: use at least 1")
+    if mesh is not None:
+        Mesh.read(mesh)
     console = Console(stderr=True)
     written = Path(study) if (Path(study) / records.PLAN).exists() else None
     if written is None:
         console.print(f"planning {study}; the first time, the corpus is read and tokenized")
     solved = make_plan(load(study, preset)) if written is None else propose.read(written)
-    kind, places = local.slots(workers)
+    kind, places = local.slots(workers, mesh=mesh, needs=solved.needs)
     directory = out or written or Path("runs") / solved.study.name
     if retry and (directory / records.PLAN).exists():
         console.print(f"{Store(directory).retry()} failed runs will be tried again")
@@ -103,7 +109,7 @@ def run(
         console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
     began = time.monotonic()
     with Display(solved, console) as display:
-        execute(solved, directory, workers=workers, pack=pack, replace_plan=replace_plan, on_poll=display)
+        execute(solved, directory, workers=workers, pack=pack, mesh=mesh, replace_plan=replace_plan, on_poll=display)
     statuses = Store(directory).status()
     failed = [s.run_id for s in statuses if s.state == "failed"]
     ended = ", ".join(

@@ -1,4 +1,5 @@
-"""Worker processes on this machine: one for each core on CPU, one for each accelerator; one that dies is replaced."""
+"""Worker processes on this machine: one for each core on CPU, one for each accelerator, or one for all of them where a run
+needs them together; one that dies is replaced."""
 
 import os
 import signal
@@ -35,33 +36,50 @@ def cpu_slots(workers: int | None = None) -> list[Slot]:
     return [Slot(cores=share, environment=CPU_ENVIRONMENT) for share in shares]
 
 
-def accelerators() -> tuple[str, int]:
-    """('gpu' or 'tpu', how many), or ('cpu', 0). Another process asks JAX, so that this one holds no device."""
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """kind: 'gpu', 'tpu', or 'cpu' with a count of 0. memory: bytes of one, where it tells."""
+
+    kind: str
+    count: int = 0
+    memory: int | None = None
+
+
+def accelerators() -> Devices:
+    """Another process asks JAX, so that this one holds no device."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
-        return "cpu", 0
+        return Devices(kind="cpu")
     hints = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
     if not hints and not os.environ.get("JAX_PLATFORMS"):
-        return "cpu", 0
-    question = "import jax; print(jax.default_backend(), jax.local_device_count())"
+        return Devices(kind="cpu")
+    question = (
+        "import jax; from lab.hardware import memory_limit; "
+        "print(jax.default_backend(), jax.local_device_count(), memory_limit())"
+    )
     answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True)
     if answer.returncode != 0:
         raise ValueError(
             f"JAX can not start on this machine's devices: {answer.stderr.strip().splitlines()[-1:]}; "
             "set JAX_PLATFORMS=cpu to train on the processor"
         )
-    platform, count = answer.stdout.split()[-2:]
-    return ("cpu", 0) if platform == "cpu" else (platform, int(count))
+    platform, count, memory = answer.stdout.split()[-3:]
+    if platform == "cpu":
+        return Devices(kind="cpu")
+    return Devices(kind=platform, count=int(count), memory=int(memory) if memory.isdigit() else None)
 
 
-def slots(workers: int | None = None) -> tuple[str, list[Slot]]:
-    """The kind of device and the workers' places on it. A TPU host is one worker; a GPU each is one."""
-    kind, count = accelerators()
-    if kind == "cpu":
-        return kind, cpu_slots(workers)
-    if kind == "gpu":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        return kind, [Slot(environment={"CUDA_VISIBLE_DEVICES": device}) for device in visible[: workers or count]]
-    return kind, [Slot()]
+def slots(
+    workers: int | None = None, *, mesh: str | None = None, needs: Callable[[str, int], int] | None = None
+) -> tuple[str, list[Slot]]:
+    """The kind of device and the workers' places on it: a core each, a GPU each, a TPU host. One worker has all devices
+    where a mesh is asked for, or where a run needs(kind, bytes of one GPU) more bytes than one GPU has."""
+    found = accelerators()
+    if found.kind == "cpu":
+        return "cpu", cpu_slots(1 if mesh else workers)
+    if found.kind != "gpu" or mesh or (needs and found.memory and needs("gpu", found.memory) > found.memory):
+        return found.kind, [Slot()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(found.count)))).split(",")
+    return "gpu", [Slot(environment={"CUDA_VISIBLE_DEVICES": device}) for device in visible[: workers or found.count]]
 
 
 def start(
@@ -69,11 +87,12 @@ def start(
     places: list[Slot],
     *,
     pack: int | None = None,
+    mesh: str | None = None,
     on_poll: Callable[[Store], None] | None = None,
     poll_seconds: float = 0.5,
     backoff_seconds: float = BACKOFF_SECONDS,
 ) -> None:
-    """Works on the study until every run has ended; raises ValueError if workers keep dying. pack: as `lab run --pack`.
+    """Works on the study until every run has ended; raises ValueError if workers keep dying. pack, mesh: as for `lab run`.
 
     A worker that is killed is started again in its place, later each time. SIGINT and SIGTERM (where this is the main
     thread, which alone may handle them) are passed on, the workers save, and KeyboardInterrupt is raised.
@@ -88,6 +107,8 @@ def start(
         command = [sys.executable, "-m", "sweeps.launch.worker", str(store.root), "--workers", str(len(places))]
         if pack:
             command += ["--pack", str(pack)]
+        if mesh:
+            command += ["--mesh", mesh]
         if place.cores:
             command += ["--cores", ",".join(map(str, place.cores))]
         threads = str(max(1, len(place.cores)))

@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--cores", help="processor numbers to stay on, such as 0,1")
     parser.add_argument("--workers", type=int, default=1, help="how many are at this study")
     parser.add_argument("--pack", type=int, help="runs of one program that train side by side (default: by device)")
+    parser.add_argument("--mesh", help="devices along data, fsdp and tensor for each run (default: by the batch)")
     arguments = parser.parse_args()
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         # Before JAX starts: it makes as many threads as it sees cores.
@@ -110,16 +111,20 @@ def main() -> None:
 
     from lab import hardware
     from lab.data.tokenizers import TOKENIZERS
+    from lab.mesh import Mesh
     from lab.program import program_key
     from lab.train import train, train_together
 
+    on = Mesh.read(arguments.mesh) if arguments.mesh else None
     kind, limit = jax.default_backend(), hardware.memory_limit()
     store = Store(arguments.study)
     work(
         store,
-        lambda run, directory: train(run, directory, compile_lock=store.compile_lock),
+        lambda run, directory: train(run, directory, on=on, compile_lock=store.compile_lock),
         program_key,
-        train_together=lambda runs, directories: train_together(runs, directories, compile_lock=store.compile_lock),
+        train_together=lambda runs, directories: train_together(
+            runs, directories, on=on, compile_lock=store.compile_lock
+        ),
         pack_size=lambda run: (
             arguments.pack or hardware.pack_size(run, TOKENIZERS[run.data.tokenizer].V, kind, limit=limit)
         ),

@@ -83,7 +83,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        (root / "study.py").write_text(STUDY.format(flops=1e9, rates=rates, seeds=given.runs // 4, D=given.D))
+        (root / "study.py").write_text(STUDY.format(flops=1e12, rates=rates, seeds=given.runs // 4, D=given.D))
         step = sweeps.plan(sweeps.load(str(root / "study.py"))).runs[0].planned
         flops = step["exact"] / step["steps"] * given.steps
         (root / "study.py").write_text(STUDY.format(flops=flops, rates=rates, seeds=given.runs // 4, D=given.D))

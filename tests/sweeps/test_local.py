@@ -118,3 +118,31 @@ def test_workers_that_pack_end_as_workers_that_do_not(plan, tmp_path):
         assert (a["measured"]["pack"], b["measured"]["pack"]) == (1, 3)
         assert a["outcome"]["spent"] == b["outcome"]["spent"]
         assert b["outcome"]["loss"] == pytest.approx(a["outcome"]["loss"], rel=1e-5)
+
+
+def test_places_by_the_devices_that_are_found(monkeypatch):
+    """A GPU each; all of them together for a mesh, or where a run needs more than one has. A TPU host is one place."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = {"devices": local.Devices(kind="gpu", count=4, memory=1000)}
+    monkeypatch.setattr(local, "accelerators", lambda: found["devices"])
+
+    def visible(**options):
+        return [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in local.slots(**options)[1]]
+
+    assert visible() == ["0", "1", "2", "3"] and visible(workers=2) == ["0", "1"]
+    assert visible(mesh="data=4") == [None]
+    assert visible(needs=lambda kind, limit: limit) == ["0", "1", "2", "3"]
+    assert visible(needs=lambda kind, limit: limit + 1) == [None]
+    found["devices"] = local.Devices(kind="tpu", count=8)
+    assert visible(workers=3) == [None]
+    found["devices"] = local.Devices(kind="cpu")
+    assert len(local.slots(2)[1]) == 2 and len(local.slots(2, mesh="data=2")[1]) == 1
+
+
+def test_a_study_on_a_mesh(plan, tmp_path, monkeypatch):
+    """Real workers on two devices that the processor is told to be."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    directory = sweeps.run(plan, tmp_path / "mesh", mesh="fsdp=2")
+    assert all(
+        records.read_result(records.run_directory(directory, i))["measured"]["mesh"] == "fsdp=2" for i in plan.unique
+    )
