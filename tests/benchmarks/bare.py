@@ -13,26 +13,30 @@ from lab.spec import Run
 
 
 class Bare:
-    """`steps` training steps a call on one batch of random tokens; `seconds()` is of one call, a step."""
+    """`steps` training steps a call on one batch of random tokens; `seconds()` is of one call, a step. With `pack` runs side by
+    side a step is one of each of them."""
 
-    def __init__(self, run: Run, execution: Execution, *, start: bool = True):
-        self.program: Program = program(run, execution)
+    def __init__(self, run: Run, execution: Execution, *, pack: int = 1, start: bool = True):
+        self.program: Program = program(run, execution, pack=pack)
         self.built = compiled(self.program)
         self.k = execution.steps_per_dispatch
         rng = np.random.default_rng(0)
-        made = shapes(self.program, (self.k, run.batch))
+        many = (pack,) if pack > 1 else ()
+        made = shapes(self.program, (self.k, *many, run.batch))
         tokens = {"inputs": 250, "targets": 250, "labels": 250}
         if run.objective.name == "masked_lm":
             tokens["targets"] = run.objective.S  # positions
         self.batch = type(made)(
             *(rng.integers(0, tokens[n], s.shape).astype(np.int32) for n, s in zip(made._fields, made, strict=True))
         )
-        self.hyper, self.rates = Hyperparameters.of(run.optimizer), np.full(self.k, 1e-3, np.float32)
+        self.hyper = Hyperparameters(*(np.full(many, value, np.float32) for value in Hyperparameters.of(run.optimizer)))
+        self.rates = np.full((self.k, *many), 1e-3, np.float32)
         if start:
             self.start()
 
     def start(self) -> None:
-        self.state = self.built.init(0)
+        states = [self.built.init(seed) for seed in range(self.program.pack)]
+        self.state = self.built.join(states) if len(states) > 1 else states[0]
         self.seconds()  # the first touch of its memory
 
     def seconds(self) -> float:

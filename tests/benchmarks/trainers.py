@@ -4,6 +4,7 @@
     python tests/benchmarks/trainers.py --precision bf16
     python tests/benchmarks/trainers.py --case d64 --pinned   one process a core, each pinned to it
     python tests/benchmarks/trainers.py --case encdec --peers ours,t5
+    python tests/benchmarks/trainers.py --peers ours@/another/checkout,ours      before and after
 
 Each trainer is a process of its own that lives throughout, in the environment that `lab run` gives its workers; rounds go
 through all of them in a random order, and ratios are medians over rounds, since the machine's own speed drifts.
@@ -52,13 +53,12 @@ def serve(peer: str, case: dict, start: float) -> None:
 
 class Child:
     def __init__(self, peer: str, case: dict, core: int | None):
-        environment = {
-            **os.environ,
-            **local.CPU_ENVIRONMENT,
-            "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        }
+        peer, _, checkout = peer.partition("@")
+        benchmarks = Path(checkout or Path(__file__).parents[2]).absolute() / "tests" / "benchmarks"
+        paths = [str(benchmarks), str(benchmarks.parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, **local.CPU_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        command = [sys.executable, __file__, "--serve", peer, json.dumps(case), str(time.time())]
+        command = [sys.executable, str(benchmarks / "trainers.py"), "--serve", peer, json.dumps(case), str(time.time())]
         if core is not None:
             command = ["taskset", "-c", str(core), *command]
             environment["OMP_NUM_THREADS"] = "1"
