@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,14 @@ def parameter_hash(params: Params, gather: Callable[[Any], np.ndarray] = np.asar
 class Attempt:
     """`running` until the budget is spent or the run has diverged; then `result` is there and on disk.
 
-    wanted: the settings of a run that starts; one that goes on keeps those that it was begun with. halve: but with half
-    the microbatch, since the device ran out of memory. Raises ValueError where that has been done, or can not be.
+    earlier: directories of attempts before this one, newest first, from whose checkpoints it goes on. wanted: the settings
+    of a run that starts; one that goes on keeps those that it was begun with. halve: but with half the microbatch, since the
+    device ran out of memory. Raises ValueError where that has been done, or can not be.
     """
 
-    def __init__(self, run: Run, run_dir: Path, *, wanted: Execution, halve: bool = False):
+    def __init__(
+        self, run: Run, run_dir: Path, *, wanted: Execution, earlier: Sequence[Path] = (), halve: bool = False
+    ):
         self.run, self.run_dir, self.V = run, Path(run_dir), TOKENIZERS[run.data.tokenizer].V
         self.tokenizer = TOKENIZERS[run.data.tokenizer]
         # The same stream for every arm; the held-out examples do not depend on the run's seed.
@@ -62,8 +65,8 @@ class Attempt:
         self.writes = jax.process_index() == 0
         if self.writes:
             records.write_json(self.run_dir / records.RUN, to_json(run))
-        self.checkpoints = Checkpoints(self.run_dir, run_id=run.run_id)
-        self.note = note = self.checkpoints.latest_note()
+        self.checkpoints = Checkpoints(self.run_dir, run_id=run.run_id, earlier=earlier)
+        self.note = note = self.checkpoints.note
         self.execution = Execution(**note["execution"]) if note else wanted
         if self.execution != wanted:
             log.warning(
@@ -93,8 +96,12 @@ class Attempt:
         self.evaluate_at = {math.ceil(self.steps * i / times) for i in range(1, times)}
         self.diverged_at: int | None = None
         self.result: dict[str, Any] | None = None
+        latest = self.checkpoints.latest
+        lines = records.read_metrics(latest.run_dir if latest else self.run_dir)
+        kept = [line for line in lines if line["step"] <= self.ledger.steps]
+        self.evaluated = {line["step"] for line in kept if "held_out_loss" in line}
         if self.writes:
-            self.metrics = records.MetricsWriter(self.run_dir, resume_step=self.ledger.steps)
+            self.metrics = records.MetricsWriter(self.run_dir, kept)
         self.spent_before = dict(self.ledger.spent)
 
     def _halve(self) -> None:
@@ -120,13 +127,19 @@ class Attempt:
 
     @property
     def spends(self) -> bool:
-        """Whether there is a step to take: not once the ledger is full, though the run has still to be finished."""
-        return self.running and self.diverged_at is None and self.ledger.fits(STEP)
+        """Whether there is a step to take: not once the ledger is full, though the run has still to be finished, nor while
+        this step's evaluation is to be made (a stop came before it)."""
+        return self.running and self.diverged_at is None and self.ledger.fits(STEP) and not self.evaluates
 
     @property
     def pauses(self) -> bool:
         """Whether the state is needed here: for an evaluation, or as the last."""
-        return self.ledger.steps in self.evaluate_at or not self.ledger.fits(STEP)
+        return self.evaluates or not self.ledger.fits(STEP)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation on the way is due after this step."""
+        return self.ledger.steps in self.evaluate_at - self.evaluated
 
     @property
     def seconds(self) -> float:
@@ -164,12 +177,16 @@ class Attempt:
         )
         return mean
 
-    def evaluate(self, target_losses: Callable[[Batch], Any]) -> dict[str, Any]:
+    def evaluate(self, target_losses: Callable[[Batch], Any], stopping: Callable[[], bool]) -> dict[str, Any]:
+        """Raises evaluate.Interrupted once stopping() is true."""
         with self.clock("evaluate"):
-            return evaluate.evaluate(target_losses, self.held_out, bytes_per_token=self.tokenizer.bytes_per_token)
+            return evaluate.evaluate(
+                target_losses, self.held_out, bytes_per_token=self.tokenizer.bytes_per_token, stopping=stopping
+            )
 
-    def record_evaluation(self, target_losses: Callable[[Batch], Any]) -> None:
-        now = self.evaluate(target_losses)
+    def record_evaluation(self, target_losses: Callable[[Batch], Any], stopping: Callable[[], bool]) -> None:
+        now = self.evaluate(target_losses, stopping)
+        self.evaluated.add(self.ledger.steps)
         self._write(step=self.ledger.steps, share=self.ledger.steps / self.steps, held_out_loss=now["loss"])
 
     def _write(self, **values: float | int | None) -> None:
@@ -236,10 +253,12 @@ class Attempt:
                 "execution": self.execution.to_json(),
             },
         }
+        self.checkpoints.wait()  # a run whose last save failed has not ended
         if self.writes:
             records.write_json(self.run_dir / records.RESULT, self.result)
 
     def close(self) -> None:
+        """Raises what the last save failed with."""
         if self.metrics is not None:
             self.metrics.close()
         self.checkpoints.close()

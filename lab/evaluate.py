@@ -19,11 +19,27 @@ def batches(examples: Batch) -> Iterable[tuple[Batch, int]]:
         yield Batch(*(array[rows] for array in examples)), min(BATCH, count - start)
 
 
-def evaluate(target_losses: Callable[[Batch], Any], examples: Batch, *, bytes_per_token: float) -> dict[str, Any]:
-    """target_losses(batch) -> (BATCH, T) negative log-likelihoods of the targets in nats. Sums are in float64."""
-    losses_ET = np.concatenate(
-        [np.asarray(target_losses(batch), np.float64)[:counted] for batch, counted in batches(examples)]
-    )
+class Interrupted(Exception):
+    """An evaluation was asked to stop; it has to be made anew."""
+
+
+def evaluate(
+    target_losses: Callable[[Batch], Any],
+    examples: Batch,
+    *,
+    bytes_per_token: float,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """target_losses(batch) -> (BATCH, T) negative log-likelihoods of the targets in nats. Sums are in float64.
+
+    Raises Interrupted once stopping(), which is asked before each batch, is true.
+    """
+    parts = []
+    for batch, counted in batches(examples):
+        if stopping():
+            raise Interrupted
+        parts.append(np.asarray(target_losses(batch), np.float64)[:counted])
+    losses_ET = np.concatenate(parts)
     loss = float(losses_ET.mean())
     by_example_E = losses_ET.mean(axis=1)
     spread = float(by_example_E.std(ddof=1)) / math.sqrt(len(by_example_E)) if len(by_example_E) > 1 else None

@@ -1,4 +1,4 @@
-"""How a run is asked to stop: a signal sets a flag, the loop looks at it, saves and leaves."""
+"""How a run is asked to stop: a signal sets a flag, the loop and its evaluations look at it, save and leave."""
 
 import contextlib
 import signal
@@ -13,14 +13,22 @@ class Preempted(SystemExit):
         super().__init__(75)
 
 
+class Superseded(Exception):
+    """Another attempt goes on with this run, or it was cancelled: what this one writes no longer counts."""
+
+
+# SIGUSR1 and SIGUSR2 are what Slurm sends ahead of a time limit (--signal).
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
 @contextlib.contextmanager
 def stop_flag() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, where signals can be handled (the main thread)."""
+    """An event that SIGNALS set, where signals can be handled (the main thread)."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    before = {number: signal.signal(number, lambda *_: flag.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: flag.set()) for number in SIGNALS}
     try:
         yield flag
     finally:

@@ -13,16 +13,23 @@ that does not exist is null.
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
 PLAN, RUN, METRICS, RESULT = "plan.json", "run.json", "metrics.jsonl", "result.json"
+ATTEMPTS = "attempts"
 
 
 def run_directory(study: Path, run_id: str) -> Path:
     return Path(study) / "runs" / run_id
+
+
+def attempts(run_dir: Path) -> list[Path]:
+    """Where a run was trained, newest first: its attempts/<n>, or the directory itself where there are none (`lab train`)."""
+    found = [path for path in (Path(run_dir) / ATTEMPTS).glob("*") if path.name.isdigit()]
+    return sorted(found, key=lambda path: -int(path.name)) or [Path(run_dir)]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -70,12 +77,11 @@ def read_plan(study: Path) -> dict[str, Any]:
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl; lines of steps that a resumed run will take again are cut off first."""
+    """metrics.jsonl, which begins with the lines `kept` (of a run that goes on: those up to its checkpoint)."""
 
-    def __init__(self, run_dir: Path, *, resume_step: int):
+    def __init__(self, run_dir: Path, kept: Sequence[Mapping[str, Any]] = ()):
         self.path = Path(run_dir) / METRICS
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step]
         temporary = self.path.with_name(f".{METRICS}.{uuid.uuid4().hex[:8]}")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.path)

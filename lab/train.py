@@ -26,10 +26,11 @@ from lab.attempt import Attempt, parameter_hash
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.data.tokenizers import TOKENIZERS
+from lab.evaluate import Interrupted
 from lab.execution import Execution
 from lab.mesh import Mesh
 from lab.objectives import Batch
-from lab.preemption import Preempted, stop_flag
+from lab.preemption import Preempted, Superseded, stop_flag
 from lab.program import Compiled, Program, abstract_state, compiled, program, shapes, use_compilation_cache
 from lab.spec import Run
 from lab.transformer import Params, Transformer
@@ -50,14 +51,17 @@ def train(
     on: Mesh | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     profile: bool = False,
+    earlier: Sequence[Path] = (),
+    superseded: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Trains `run` in `run_dir` and returns its result (lab.records); a run that has ended is not trained again.
 
     on_progress(step, steps, loss, tokens per second) is called after each dispatch. compile_lock(key) guards the first
     compilation of a shape, so that workers do not compile it twice at once. on: the devices (default: all that JAX sees).
     profile: the second dispatch (or the only one) is traced into run_dir/profile, for XProf or `jax.profiler.ProfileData`.
-    Raises Preempted after SIGTERM or SIGINT, with everything saved. Where the device runs out of memory the microbatch is
-    halved, once, and the run goes on from its last checkpoint.
+    earlier: directories of attempts before this one, newest first; the newest whole checkpoint of all is where it goes on.
+    Raises Preempted after a signal (lab.preemption), with everything saved, and Superseded once superseded(). Where the device
+    runs out of memory the microbatch is halved, once, and the run goes on from its last checkpoint.
     """
     (result,) = train_together(
         [run],
@@ -68,6 +72,8 @@ def train(
         on=on,
         checkpoint_seconds=checkpoint_seconds,
         profile=profile,
+        earlier=[earlier],
+        superseded=superseded,
     )
     return result
 
@@ -82,6 +88,8 @@ def train_together(
     on: Mesh | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     profile: bool = False,
+    earlier: Sequence[Sequence[Path]] | None = None,
+    superseded: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """As `train`, for runs that differ in nothing but seeds, budgets and what the optimizer takes as arrays: their states
     are stacked, one program advances them all. Raises ValueError for runs of different programs.
@@ -93,13 +101,20 @@ def train_together(
     left = [i for i, result in enumerate(results) if result is None]
     if not left:
         return [result for result in results if result]
-    settings: dict[str, Any] = dict(execution=execution, on=on, checkpoint_seconds=checkpoint_seconds)
+    settings: dict[str, Any] = dict(
+        execution=execution,
+        on=on,
+        compile_lock=compile_lock,
+        checkpoint_seconds=checkpoint_seconds,
+        superseded=superseded,
+    )
     use_compilation_cache()
-    chosen = [(runs[i], Path(run_dirs[i])) for i in left]
+    before = earlier or [()] * len(runs)
+    chosen = [(runs[i], Path(run_dirs[i]), before[i]) for i in left]
     made: list[dict[str, Any]] | None = None
     why = ""
     try:
-        made = _train(chosen, on_progress=on_progress, compile_lock=compile_lock, profile=profile, **settings)
+        made = _train(chosen, on_progress=on_progress, profile=profile, **settings)
     except (jax.errors.JaxRuntimeError, _Different) as error:
         if OUT_OF_MEMORY not in str(error) and not isinstance(error, _Different):
             raise
@@ -110,10 +125,11 @@ def train_together(
         log.warning("%d runs do not train side by side; %d and the others do: %s", len(chosen), half, why)
         made = []
         for some in (chosen[:half], chosen[half:]):
-            made += train_together(*zip(*some, strict=True), compile_lock=compile_lock, **settings)
+            those, directories, befores = zip(*some, strict=True)
+            made += train_together(those, directories, on_progress=on_progress, earlier=befores, **settings)
     elif made is None:
         log.warning("%s: %s", chosen[0][0].run_id, why)
-        made = _train(chosen, on_progress=on_progress, compile_lock=compile_lock, halve=True, **settings)
+        made = _train(chosen, on_progress=on_progress, halve=True, **settings)
     for i, result in zip(left, made, strict=True):
         results[i] = result
     return [result for result in results if result]
@@ -131,34 +147,36 @@ def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
 
 
 def _train(
-    chosen: Sequence[tuple[Run, Path]],
+    chosen: Sequence[tuple[Run, Path, Sequence[Path]]],
     *,
-    on_progress: Callable[[int, int, float | None, float], None] | None = None,
-    compile_lock: Callable[[str], AbstractContextManager[Any]] | None = None,
-    execution: Execution | None = None,
-    on: Mesh | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    on_progress: Callable[[int, int, float | None, float], None] | None,
+    compile_lock: Callable[[str], AbstractContextManager[Any]] | None,
+    execution: Execution | None,
+    on: Mesh | None,
+    checkpoint_seconds: float,
+    superseded: Callable[[], bool],
     profile: bool = False,
     halve: bool = False,
 ) -> list[dict[str, Any]]:
     clock = Clock()
     attempts: list[Attempt] = []
     try:
-        for run, run_dir in chosen:
+        for run, run_dir, before in chosen:
             V = TOKENIZERS[run.data.tokenizer].V
             rows = on.data * on.fsdp if on else math.gcd(run.batch, jax.device_count())
             wanted = execution or hardware.choose(
                 run, V, jax.default_backend(), limit=hardware.memory_limit(), rows=rows
             )
-            attempts.append(Attempt(run, run_dir, wanted=wanted, halve=halve))
+            attempts.append(Attempt(run, run_dir, wanted=wanted, earlier=before, halve=halve))
         where = on or _place(attempts)
         p = _one_program(attempts, where)
         with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
             built = compiled(p)
-        _loop(attempts, p, built, clock, on_progress, checkpoint_seconds, profile)
+        _loop(attempts, p, built, clock, on_progress, checkpoint_seconds, superseded, profile)
     finally:
-        for attempt in attempts:
-            attempt.close()
+        with contextlib.ExitStack() as closing:  # all of them, whatever one of them raises
+            for attempt in attempts:
+                closing.callback(attempt.close)
     return [attempt.result for attempt in attempts if attempt.result]
 
 
@@ -195,6 +213,7 @@ def _loop(
     clock: Clock,
     on_progress: Callable[[int, int, float | None, float], None] | None,
     checkpoint_seconds: float,
+    superseded: Callable[[], bool],
     profile: bool,
 ) -> None:
     """Advances all attempts until each has its result."""
@@ -226,7 +245,7 @@ def _loop(
         if attempt.diverged_at is None:
             own = built.part(state, lane)
             attempt.save(own)
-            final = attempt.evaluate(lambda batch: built.target_losses(own["params"], batch))
+            final = attempt.evaluate(lambda batch: built.target_losses(own["params"], batch), asked)
             digest = parameter_hash(own["params"], gather)
             for name in ("evaluate", "checkpoint"):  # what ending took belongs to the whole, not to the loop
                 share[name] = clock.seconds[name] / len(attempts)
@@ -243,6 +262,8 @@ def _loop(
         attempt.finish(final, params_hash=digest, measured=measured)
 
     with stop_flag() as stop:
+        # Hosts that stop in an evaluation at different batches would wait for each other.
+        asked = (lambda: stop.is_set() or superseded()) if jax.process_count() == 1 else (lambda: False)
         pending, saved_at, dispatches, began = None, time.monotonic(), 0, clock.elapsed
         while any(attempt.running for attempt in attempts):
             live = [lane for lane, attempt in enumerate(attempts) if attempt.spends]
@@ -259,9 +280,11 @@ def _loop(
                 if pending:
                     absorb(pending)  # one dispatch late, so that the device never waits for the host
                 pending = _Dispatch(taken, losses, norms)
-            due, stopping = _on_any_host(time.monotonic() - saved_at > checkpoint_seconds, stop.is_set())
+            due, stopping, ousted = _on_any_host(
+                time.monotonic() - saved_at > checkpoint_seconds, stop.is_set(), superseded()
+            )
             pausing = [lane for lane, a in enumerate(attempts) if a.running and (a.pauses or a.diverged_at is not None)]
-            if not (pausing or due or stopping):
+            if not (pausing or due or stopping or ousted):
                 continue
             if pending:
                 absorb(pending)
@@ -269,17 +292,26 @@ def _loop(
             for lane, attempt in enumerate(attempts):
                 if not attempt.running:
                     continue
-                if attempt.diverged_at is None and attempt.ledger.steps in attempt.evaluate_at and lane in live:
-                    own = built.part(state, lane)
-                    attempt.record_evaluation(lambda batch, own=own: built.target_losses(own["params"], batch))
-                if not attempt.spends:
-                    finish(lane)
-                elif due or stopping:
+                try:
+                    if attempt.diverged_at is None and attempt.evaluates:
+                        own = built.part(state, lane)
+                        attempt.record_evaluation(
+                            lambda batch, own=own: built.target_losses(own["params"], batch), asked
+                        )
+                    if not attempt.spends:
+                        finish(lane)
+                        continue
+                except Interrupted:
+                    stopping, ousted = stopping or stop.is_set(), ousted or superseded()
+                if due or stopping or ousted:
                     attempt.save(built.part(state, lane))
             if due:
                 saved_at = time.monotonic()
-            if stopping and any(attempt.running for attempt in attempts):
-                raise Preempted()
+            if any(attempt.running for attempt in attempts):
+                if stopping:
+                    raise Preempted()
+                if ousted:
+                    raise Superseded()
 
 
 class _Dispatch:
@@ -322,11 +354,13 @@ def _on_any_host(*flags: bool) -> tuple[bool, ...]:
 
 def restore_parameters(run: Run, run_dir: Path) -> tuple[Transformer, Params]:
     """The model and the parameters of the newest checkpoint of a run."""
-    checkpoints = Checkpoints(run_dir, run_id=run.run_id)
-    note = checkpoints.latest_note()
-    if note is None:
-        raise ValueError(f"{run_dir}: no checkpoint here; train the run first (`lab run` or `lab train`)")
-    p = program(run, Execution(**note["execution"]))
-    state = checkpoints.latest_state(abstract_state(p))
-    checkpoints.close()
+    newest, *earlier = records.attempts(run_dir)
+    checkpoints = Checkpoints(newest, run_id=run.run_id, earlier=earlier)
+    try:
+        if checkpoints.note is None:
+            raise ValueError(f"{run_dir}: no checkpoint here; train the run first (`lab run` or `lab train`)")
+        p = program(run, Execution(**checkpoints.note["execution"]))
+        state = checkpoints.latest_state(abstract_state(p))
+    finally:
+        checkpoints.close()
     return p.model, state["params"]

@@ -1,5 +1,6 @@
 """One run: resumed bit for bit, ended honestly, the same numbers as worked out by hand."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,11 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from lab import cost, hardware, records
+from lab import cost, evaluate, hardware, records
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
 from lab.objectives import build
+from lab.preemption import Preempted, Superseded
 from lab.program import program, token_losses
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, to_json
 from lab.structure import LADDER, STRUCTURES
@@ -176,15 +178,51 @@ def test_text_that_is_not_the_planned_text_is_refused(tmp_path):
         train(make_run(), tmp_path)
 
 
-def test_a_broken_checkpoint_is_named(tmp_path):
-    run = real_run()
-    with pytest.raises(Killed):
-        train(run, tmp_path, execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(3))
-    newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-    for file in newest.rglob("manifest.ocdbt"):
-        file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(ValueError, match=f"checkpoints/{newest.name}.*can not be read"):
-        train(run, tmp_path)
+def test_a_run_goes_on_in_another_directory(tmp_path):
+    """As another attempt: from the newest whole checkpoint of those before it, with their lines, to the same end."""
+    run = real_run(evaluation=Evaluation(examples=16, times=4))
+    whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
+    for attempt, earlier, step in ((1, [], 3), (2, [1], 5), (3, [2, 1], 99)):
+        directories = {n: tmp_path / str(n) for n in (attempt, *earlier)}
+        with contextlib.suppress(Killed):
+            again = train(run, directories[attempt], execution=TWO_STEPS, checkpoint_seconds=0,
+                          earlier=[directories[n] for n in earlier], on_progress=killed_after(step))  # fmt: skip
+    assert again["outcome"] == whole["outcome"] and again["measured"]["attempts"] == 3
+    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in records.read_metrics(tmp_path / d)]
+             for d in ("whole", "3")]  # fmt: skip
+    assert lines[0] == lines[1] and any("held_out_loss" in line for line in lines[0])
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 3], ids=lambda n: f"before evaluation batch {n}")
+def test_a_stop_in_an_evaluation_loses_nothing(batch, tmp_path, monkeypatch):
+    """In one on the way or in the last; it is made anew after the resume, and its line is there once."""
+    run = real_run(evaluation=Evaluation(examples=128, times=2))  # two batches each time
+    whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
+    batches, seen = evaluate.batches, []
+
+    def stopping_at(examples):
+        for one in batches(examples):
+            if len(seen) == batch:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            seen.append(one)
+            yield one
+
+    monkeypatch.setattr(evaluate, "batches", stopping_at)
+    with pytest.raises(Preempted):
+        train(run, tmp_path / "stopped", execution=TWO_STEPS)
+    assert len(seen) == batch + 1 and records.read_result(tmp_path / "stopped") is None
+    monkeypatch.undo()
+    assert train(run, tmp_path / "stopped")["outcome"] == whole["outcome"]
+    lines = [[line for line in records.read_metrics(tmp_path / d) if "held_out_loss" in line]
+             for d in ("whole", "stopped")]  # fmt: skip
+    assert lines[0] == lines[1] and len(lines[0]) == 1
+
+
+def test_an_ousted_attempt_leaves(tmp_path):
+    run, asked = real_run(), iter([False, False, True, True])
+    with pytest.raises(Superseded):
+        train(run, tmp_path, execution=TWO_STEPS, superseded=lambda: next(asked))
+    assert records.read_result(tmp_path) is None
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
