@@ -44,12 +44,16 @@ def parameter_hash(params: Params, gather: Callable[[Any], np.ndarray] = np.asar
     return digest.hexdigest()
 
 
+class OutOfMemory(ValueError):
+    """A run that does not fit, with half the microbatch either."""
+
+
 class Attempt:
     """`running` until the budget is spent or the run has diverged; then `result` is there and on disk.
 
     earlier: directories of attempts before this one, newest first, from whose checkpoints it goes on. wanted: the settings
     of a run that starts; one that goes on keeps those that it was begun with. halve: but with half the microbatch, since the
-    device ran out of memory. Raises ValueError where that has been done, or can not be.
+    device ran out of memory. Raises OutOfMemory where that has been done, or can not be.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class Attempt:
         parts = 2 * self.execution.microbatches
         if self.out_of_memory or self.run.batch % parts:
             self.close()
-            raise ValueError(
+            raise OutOfMemory(
                 f"{self.run.run_id}: the device has no memory for {self.run.batch // self.execution.microbatches} examples at "
                 f"once, {'after they were halved' if self.out_of_memory else 'which can not be halved'}: use remat, a mesh of "
                 "more devices (--mesh), or a smaller shape"

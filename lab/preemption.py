@@ -5,12 +5,14 @@ import signal
 import threading
 from collections.abc import Iterator
 
+AGAIN = 75  # exit status that asks to be started again (EX_TEMPFAIL)
+
 
 class Preempted(SystemExit):
-    """The run was asked to stop, has saved, and wants to be started again (exit status 75, EX_TEMPFAIL)."""
+    """The run was asked to stop, has saved, and wants to be started again."""
 
     def __init__(self):
-        super().__init__(75)
+        super().__init__(AGAIN)
 
 
 class Superseded(Exception):

@@ -27,9 +27,16 @@ def run_directory(study: Path, run_id: str) -> Path:
 
 
 def attempts(run_dir: Path) -> list[Path]:
-    """Where a run was trained, newest first: its attempts/<n>, or the directory itself where there are none (`lab train`)."""
-    found = [path for path in (Path(run_dir) / ATTEMPTS).glob("*") if path.name.isdigit()]
-    return sorted(found, key=lambda path: -int(path.name)) or [Path(run_dir)]
+    """Where a run was trained, newest first: its attempts/<n>-<token>, or the directory itself where there are none
+    (`lab train`)."""
+    found = [(attempt_number(path.name), path) for path in (Path(run_dir) / ATTEMPTS).glob("*")]
+    return [path for number, path in sorted(found, reverse=True) if number] or [Path(run_dir)]
+
+
+def attempt_number(name: str) -> int:
+    """Of a directory in attempts/; 0 of what is none."""
+    number, _, token = name.partition("-")
+    return int(number) if number.isdigit() and token else 0
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -50,10 +57,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads one record; raises ValueError naming the path where it is torn or of another schema."""
-    path = Path(path)
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def parse_json(text: bytes, path: Path | str) -> dict[str, Any]:
+    """As read_json, of what was read from `path`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(text.decode("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a whole JSON file ({error}); restore it, or delete it to run again") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__

@@ -1,48 +1,46 @@
 """A study's directory: what is planned, who is at it, what is done. The directory is the truth, not any process.
 
-A run is done when its result.json is there and failed when its failed.json is. Who is at it is said by its claims:
-claim-0001.json is the first attempt, claim-0002.json the second, and the highest number is the one that counts.
+    plan.json                         every run of the study
+    runs/<run_id>/history/0001.json   what happened to the run, event by event (sweeps.history): the truth
+                  attempts/<n>-*/     where one attempt trained: metrics.jsonl, checkpoints, result.json, log.txt
+                  run.json            the Run
+                  result.json         a copy of that of the attempt which counts; failed.json of the failure that does
+    ended/<worker>.jsonl              which runs ended how: an index, so that nobody has to look at every run
+    locks/                            who compiles what
 
-Attempt n begins by creating its file exclusively (a hard link to a whole file: one system call, of which exactly one
-caller wins, on NFS too). Only its holder writes to it afterwards, to beat and to release, and no claim is ever removed.
-So two that see the same stale attempt n both try to create n+1 and one of them fails; with one claim.json that is taken
-away and made anew, the slower of the two would remove the winner's. No lock is held that could be left behind, and the
-numbers grow, so that whatever is written under an attempt can be told from what a later one writes.
-
-An attempt is over when it was released, or is stale. On the machine of its holder the kernel knows: stale is a process
-that is gone (or its id is another's by now), and a living one keeps its run, however slow it is. On another machine
-nobody knows, so stale is a heartbeat that has not changed for `lease` seconds of the observer's own clock; two
-machines' clocks are never compared.
+An attempt is over when another event follows it, or when it is stale. On the machine of its holder the kernel knows: a
+process that is gone (or its id is another's by now) is stale at once. Otherwise stale is a heartbeat that has not changed for
+`lease` seconds of the observer's own monotonic clock; two machines' clocks are never compared. That a worker only seemed
+dead costs what it did since: it can not publish any more.
 """
 
 import contextlib
-import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
-import re
-import socket
-import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from dataclasses import replace as changed
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from lab import records, spec
+from sweeps.claim import HEARTBEAT, Claim
+from sweeps.files import UNSUPPORTED, Files, files_at
+from sweeps.history import Event, History, Owner
+from sweeps.index import Ended, Index
 
 FAILED = "failed.json"
-CLAIM = re.compile(r"claim-(\d+)\.json")
-OWN = ("runs", "logs", "locks")  # what may be there when the plan is not
+OWN = ("runs", "logs", "locks", "ended")  # what may be there when the plan is not
 LEASE_SECONDS = 60.0
 BEATS_A_LEASE = 6
+MAX_DEATHS = 10  # of workers on one run, one after another, without a new checkpoint: it kills them
 TAIL_BYTES = 8192  # of metrics.jsonl, read for its last line
-UNSUPPORTED = (errno.EPERM, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what a file system says to links and locks
-State = Literal["waiting", "running", "done", "diverged", "failed"]
+State = Literal["waiting", "running", "done", "diverged", "failed", "cancelled", "damaged"]
+Reason = Literal["error", "out_of_memory", "hang", "crash"]
 log = logging.getLogger(__name__)
 
 
@@ -55,164 +53,26 @@ class Status:
     share: float = 0.0  # of the run's budget that is spent
     held_by: str = ""
     attempts: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Owner:
-    """Who holds a claim. `machine` is where `pid` means one process; `token` is this one claim's own."""
-
-    host: str
-    machine: str
-    pid: int
-    started: int | None  # clock ticks after boot; tells a process from a later one of the same pid
-    token: str
-
-    @staticmethod
-    def here() -> "Owner":
-        pid, host, token = os.getpid(), socket.gethostname(), uuid.uuid4().hex
-        process = _process(pid)
-        return Owner(host=host, machine=_machine(), pid=pid, started=process[1] if process else None, token=token)
-
-    def alive(self) -> bool | None:
-        """Whether the process lives; None if it is another machine's, where this one can not look."""
-        if self.machine != _machine():
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass  # another user's, and alive
-        state, started = _process(self.pid) or ("", None)
-        # A zombie has ended; its parent has not looked yet.
-        return state not in ("Z", "X") and (None in (started, self.started) or started == self.started)
-
-
-@cache
-def _machine() -> str:
-    """One boot of one kernel and one namespace of process ids; host names are shared by containers."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _process(pid: int) -> tuple[str, int] | None:
-    """State letter and start time of a process, where the kernel shows them (proc(5): fields 3 and 22 of stat)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return fields[0], int(fields[19])
-
-
-class Claim:
-    """One attempt at a run: `with claim:` renews it from a thread, and releases it at the end, however that comes.
-
-    `lost` is set once a later attempt is seen: another machine held this one for dead. Nothing that is written for
-    the run after that counts.
-    """
-
-    def __init__(self, *, row: dict[str, Any], directory: Path, owner: Owner, attempt: int, beat_seconds: float):
-        self.row, self.directory, self.owner, self.attempt = row, directory, owner, attempt
-        self.run_id: str = row["run_id"]
-        self.lost = threading.Event()
-        self._beat, self._beat_seconds, self._released = 0, beat_seconds, False
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def _path(self, attempt: int) -> Path:
-        return self.directory / f"claim-{attempt:04d}.json"
-
-    def _record(self) -> dict[str, Any]:
-        owner = asdict(self.owner)
-        return {"schema": records.SCHEMA, "owner": owner, "beat": self._beat, "released": self._released}
-
-    def create(self) -> bool:
-        """Whether this attempt is ours: its file was not there, and now it is, whole."""
-        target = self._path(self.attempt)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        records.write_json(temporary, self._record())
-        try:
-            target.hardlink_to(temporary)
-        except FileExistsError:
-            # NFS may have done it and lost the answer; then ours has two names (link(2), open(2) on O_EXCL).
-            return temporary.stat().st_nlink == 2
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            raise ValueError(f"{self.directory}: claims need hard links, not on this file system; use --out") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
-
-    def renew(self) -> bool:
-        """Shows others a changed heartbeat; False if the run has been taken over."""
-        if self._path(self.attempt + 1).exists():
-            self.lost.set()
-            return False
-        self._beat += 1
-        records.write_json(self._path(self.attempt), self._record())
-        return True
-
-    def release(self) -> None:
-        """Lets others have the run. Safe to call again."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        if not self._released:
-            self._released = True
-            records.write_json(self._path(self.attempt), self._record())
-
-    def _renew_until_released(self) -> None:
-        while not self._stop.wait(self._beat_seconds):
-            try:
-                if not self.renew():
-                    log.error("%s: attempt %d was taken over by another worker", self.run_id, self.attempt)
-                    return
-            except OSError as error:
-                # A full disk or a server that is away, perhaps for one beat only.
-                log.warning("%s: the claim could not be renewed: %s", self.run_id, error)
-
-    def __enter__(self) -> "Claim":
-        self._thread = threading.Thread(target=self._renew_until_released, name=f"claim {self.run_id}", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Attempt:  # a claim as others read it
-    number: int
-    owner: Owner
-    beat: int
-    released: bool
-
-
-def _last_attempt(directory: Path, names: Iterable[str]) -> _Attempt | None:
-    numbers = {int(found[1]): name for name in names if (found := CLAIM.fullmatch(name))}
-    if not numbers:
-        return None
-    number = max(numbers)
-    path = directory / numbers[number]
-    content = records.read_json(path)
-    try:
-        owner = Owner(**content["owner"])
-        return _Attempt(number=number, owner=owner, beat=content["beat"], released=content["released"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a claim ({error}); delete it, once nobody works on this run") from error
+    reason: str = ""  # why it failed; of a damaged one, which file can not be read and what to do
 
 
 class Store:
-    """The directory of one study. lease: seconds after which another machine's silent worker is given up."""
+    """The directory of one study. lease: seconds after which a silent worker is given up. hang_seconds: without a step,
+    after which a worker gives up its run (None: never)."""
 
-    def __init__(self, root: Path, *, lease: float = LEASE_SECONDS, clock: Callable[[], float] = time.monotonic):
-        self.root, self.lease, self._clock = Path(root), lease, clock
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        lease: float = LEASE_SECONDS,
+        hang_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.files: Files = files_at(root)
+        self.root = Path(root)
+        self.lease, self.hang_seconds, self._clock = lease, hang_seconds, clock
         self._observed: dict[str, tuple[str, int, float]] = {}  # run: token, beat, when that was first seen
-        self._results: dict[str, Status] = {}  # of runs that have a result, which does not change
+        self.index = Index(self.files)
 
     # ---- plan ---------------------------------------------------------------------------------------------------
 
@@ -268,39 +128,63 @@ class Store:
 
     # ---- claims -------------------------------------------------------------------------------------------------
 
+    def _directory(self, run_id: str) -> str:
+        _check_name("run_id", run_id)
+        return f"runs/{run_id}"
+
+    def history(self, run_id: str) -> History:
+        return History(self.files, self._directory(run_id))
+
     def ended(self, run_id: str) -> bool:
-        return (self.directory(run_id) / records.RESULT).exists() or (self.directory(run_id) / FAILED).exists()
+        """Done, diverged, failed or cancelled: there is nothing to train."""
+        if run_id in self.index and self.files.exists(self._directory(run_id)):
+            return True
+        last = self.history(run_id).last()
+        return last is not None and last.kind in ("ended", "cancelled")
 
     def claim(self, run_id: str, owner: Owner | None = None) -> Claim | None:
         """The next attempt at a run, held by `owner` (default: this process); None if it is held, or has ended."""
-        directory = self.directory(run_id)
-        if self.ended(run_id):
+        history, directory = self.history(run_id), self._directory(run_id)
+        last = history.last()
+        if last is not None and (last.kind in ("ended", "cancelled") or self._holds(run_id, last)):
             return None
-        directory.mkdir(parents=True, exist_ok=True)
-        last = _last_attempt(directory, (p.name for p in directory.iterdir()))
-        if last is not None and self._holds(run_id, last):
+        earlier = self._earlier(run_id)
+        from_step = max((_newest_checkpoint(path) for path in earlier), default=0)
+        if last is not None and last.kind == "attempt" and self._deadly(history, last, from_step):
+            said = (
+                f"{MAX_DEATHS} workers died on this run, one after another, without getting further than step {from_step}; "
+                "their logs are in its attempts/; `lab retry` tries it again"
+            )
+            end = history.append(last, "ended", attempt=last.directory, status="failed", reason="crash", error=said)
+            if end is not None:
+                self._complete(run_id, end)
             return None
-        claim = Claim(
+        event = history.attempt(last, owner or Owner.here(), from_step=from_step)
+        if event is None:
+            return None
+        return Claim(
             row=self.runs[run_id],
+            files=self.files,
             directory=directory,
-            owner=owner or Owner.here(),
-            attempt=last.number + 1 if last else 1,
+            run_dir=self.root / directory / event.directory,
+            history=history,
+            event=event,
+            earlier=earlier,
             beat_seconds=self.lease / BEATS_A_LEASE,
+            hang_seconds=self.hang_seconds,
+            hung=lambda claim: self.fail(claim, f"no step for {self.hang_seconds:.0f} s", reason="hang"),
         )
-        if not claim.create():
-            return None
-        if self.ended(run_id):  # between the look and the claim
-            claim.release()
-            return None
-        return claim
 
-    def next_claim(self, preference: Callable[[dict[str, Any]], Any]) -> Claim | None:
-        """Claims the waiting run that `preference` puts first (then the plan's order), or None if all are held or ended."""
-        waiting = [row for run_id, row in self.runs.items() if not self.ended(run_id)]
-        for row in sorted(waiting, key=preference):
-            if (claim := self.claim(row["run_id"])) is not None:
-                return claim
-        return None
+    def _earlier(self, run_id: str) -> list[Path]:
+        """Directories of the attempts so far, newest first."""
+        return [path for path in records.attempts(self.directory(run_id)) if path != self.directory(run_id)]
+
+    def _deadly(self, history: History, last: Event, from_step: int) -> bool:
+        """Whether the last MAX_DEATHS events are attempts that ended in nothing and began where this one would."""
+        if last.number < MAX_DEATHS:
+            return False
+        events = [history.read(last.number - back) for back in range(MAX_DEATHS)]
+        return all(e.kind == "attempt" and e.content.get("from_step") == from_step for e in events)
 
     def begin(self, claim: Claim) -> spec.Run:
         """Writes the claimed run's run.json and returns the Run.
@@ -312,7 +196,7 @@ class Store:
             raise ValueError(
                 f"{self.root}: plan.json was edited: {claim.run_id} now describes {run.run_id}; plan it again"
             )
-        path, content = claim.directory / records.RUN, spec.to_json(run)
+        path, content = self.directory(claim.run_id) / records.RUN, spec.to_json(run)
         if path.exists():
             there = spec.read_run(path)
             if there.run_id != run.run_id:
@@ -322,39 +206,130 @@ class Store:
         records.write_json(path, content)
         return run
 
-    def _holds(self, run_id: str, attempt: _Attempt) -> bool:
-        if attempt.released:
+    def _holds(self, run_id: str, event: Event) -> bool:
+        if event.kind != "attempt":
             return False
-        alive = attempt.owner.alive()
-        if alive is not None:
-            return alive
-        now, shown = self._clock(), (attempt.owner.token, attempt.beat)
+        owner = event.owner
+        if owner.alive() is False:
+            return False
+        name = f"{self._directory(run_id)}/{event.directory}/{HEARTBEAT}"
+        try:
+            beat = records.parse_json(self.files.read(name), f"{self.files}/{name}")["beat"]
+        except FileNotFoundError:
+            beat = 0
+        now, shown = self._clock(), (owner.token, beat)
         before = self._observed.get(run_id)
         if before is None or before[:2] != shown:
             before = self._observed[run_id] = (*shown, now)
         return now - before[2] < self.lease
 
-    def fail(self, claim: Claim, error: str) -> None:
+    # ---- ends ---------------------------------------------------------------------------------------------------
+
+    def publish(self, claim: Claim) -> bool:
+        """The claim's attempt has written its result.json: makes it the run's. False where the attempt no longer counts."""
+        result = records.read_result(claim.run_dir)
+        if result is None:
+            raise ValueError(f"{claim.run_dir}: no {records.RESULT}, and so nothing to publish")
+        text = (claim.run_dir / records.RESULT).read_bytes()
+        outcome = {"status": result["status"], "sha256": hashlib.sha256(text).hexdigest()}
+        end = claim.follow("ended", attempt=claim.event.directory, **outcome)
+        if end is None:
+            log.warning("%s: the result of attempt %d comes too late, and is not accepted", claim.run_id, claim.attempt)
+            return False
+        self._complete(claim.run_id, end, result)
+        return True
+
+    def fail(self, claim: Claim, error: str, *, reason: Reason = "error") -> None:
         """Records why a run failed (a traceback); it is not tried again until `retry`."""
-        if claim.lost.is_set():
-            return  # a later attempt decides how the run ends
-        content = {"schema": records.SCHEMA, "error": error, "attempts": claim.attempt}
-        records.write_json(claim.directory / FAILED, content)
+        end = claim.follow("ended", attempt=claim.event.directory, status="failed", reason=reason, error=error)
+        if end is not None:
+            self._complete(claim.run_id, end)
+
+    def _complete(self, run_id: str, last: Event, result: Mapping[str, Any] | None = None) -> Ended:
+        """Copies what the last event, the run's end, says to where people look for it. Done by who ended the run; and, where
+        that one died in between, by whoever sees it."""
+        history, directory = self.history(run_id), self._directory(run_id)
+        if last.content["status"] == "failed":
+            content = {"schema": records.SCHEMA, "attempts": self._attempts(history),
+                       **{k: last.content[k] for k in ("reason", "error")}}  # fmt: skip
+            self.files.write(f"{directory}/{FAILED}", json.dumps(content, indent=1).encode() + b"\n")
+        else:
+            name = f"{directory}/{last.content['attempt']}/{records.RESULT}"
+            text = self.files.read(name)
+            if hashlib.sha256(text).hexdigest() != last.content["sha256"]:
+                raise ValueError(
+                    f"{self.files}/{name}: not what was published; restore it, or delete "
+                    f"{self.directory(run_id)} to train the run again"
+                )
+            self.files.write(f"{directory}/{records.RESULT}", text)
+            self.files.remove(f"{directory}/{FAILED}")
+            result = result or records.parse_json(text, name)
+        outcome = (result or {}).get("outcome", {})
+        ended = Ended(
+            run_id=run_id,
+            began=history.began(),
+            event=last.number,
+            state=last.content["status"],
+            step=outcome.get("steps"),
+            loss=outcome.get("loss"),
+            exact=outcome.get("spent", {}).get("exact", 0),
+            attempts=self._attempts(history),
+            reason=last.content.get("reason", ""),
+        )
+        self.index.add(ended)
+        return ended
 
     def failure(self, run_id: str) -> dict[str, Any] | None:
-        path = self.directory(run_id) / FAILED
-        return records.read_json(path) if path.exists() else None
+        """Why a run that has failed did; None for others."""
+        last = self.history(run_id).last()
+        if last is None or last.kind != "ended" or last.content["status"] != "failed":
+            return None
+        return {"attempts": self._attempts(self.history(run_id)), **last.content}
 
     def retry(self, run_ids: Iterable[str] | None = None) -> int:
-        """Lets failed runs (default: all) be tried again; returns how many there were."""
-        chosen = list(self.runs if run_ids is None else run_ids)
-        for run_id in chosen:
+        """Lets failed runs be tried again (default: all of them); returns how many there were. A cancelled run has to be
+        named. What is done or diverged is a result, and what is running or waiting needs no retry."""
+        named = None if run_ids is None else list(run_ids)
+        self._check_planned(named or ())
+        again = 0
+        for status in self.status():
+            if (
+                status.state == "failed"
+                if named is None
+                else status.run_id in named and status.state in ("failed", "cancelled")
+            ):
+                history = self.history(status.run_id)
+                event = history.append(history.last(), "retry")
+                if event is not None:
+                    self.files.remove(f"{self._directory(status.run_id)}/{FAILED}")
+                    self.index.add(
+                        Ended(run_id=status.run_id, began=history.began(), event=event.number, state="waiting")
+                    )
+                    again += 1
+        return again
+
+    def cancel(self, run_ids: Iterable[str]) -> int:
+        """Runs that wait are not begun, those that run stop within a heartbeat; returns how many there were."""
+        named = list(run_ids)
+        self._check_planned(named)
+        cancelled = 0
+        for run_id in named:
+            history = self.history(run_id)
+            while (last := history.last()) is None or last.kind not in ("ended", "cancelled"):
+                event = history.append(last, "cancelled", by=Owner.here().host)
+                if event is not None:  # else something else happened to it just now: look again
+                    self.index.add(Ended(run_id=run_id, began=history.began(), event=event.number, state="cancelled"))
+                    cancelled += 1
+                    break
+        return cancelled
+
+    def _check_planned(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
             if run_id not in self.runs:
                 raise ValueError(f"run_id = {run_id!r}: not in the plan; `lab status` lists its runs")
-        failed = [run_id for run_id in chosen if (self.directory(run_id) / FAILED).exists()]
-        for run_id in failed:
-            (self.directory(run_id) / FAILED).unlink()
-        return len(failed)
+
+    def _attempts(self, history: History) -> int:
+        return sum(history.read(number).kind == "attempt" for number in history.numbers())
 
     # ---- compilation --------------------------------------------------------------------------------------------
 
@@ -392,44 +367,87 @@ class Store:
         _check_name("key", key)
         return self.root / "locks" / f"{key}.lock"
 
+    def spent(self) -> int:
+        """Exact FLOPs of the runs that have ended."""
+        self.index.refresh()
+        return sum(one.exact for one in self.index)
+
+    def left(self) -> list[str]:
+        """Runs that have not ended, in the plan's order."""
+        self.index.refresh()
+        begun = set(self.files.names("runs"))
+        return [i for i in self.runs if i not in begun or not (i in self.index or self._ended_or_damaged(i))]
+
+    def _ended_or_damaged(self, run_id: str) -> bool:
+        try:
+            return self.ended(run_id)
+        except ValueError:
+            return True  # nobody can go on with it before somebody has looked
+
     # ---- status -------------------------------------------------------------------------------------------------
 
     def status(self) -> list[Status]:
-        """Every run of the plan, in its order."""
-        return [self._results.get(run_id) or self._status(run_id) for run_id in self.runs]
+        """Every run of the plan, in its order. Only runs that were begun and have not ended are looked at one by one."""
+        self.index.refresh()
+        begun = set(self.files.names("runs"))
+        return [
+            Status(run_id=run_id, state="waiting")
+            if run_id not in begun
+            else _status_of(self.index[run_id])
+            if run_id in self.index
+            else self._status(run_id)
+            for run_id in self.runs
+        ]
 
     def _status(self, run_id: str) -> Status:
-        directory = self.directory(run_id)
         try:
-            names = {path.name for path in directory.iterdir()}
-        except FileNotFoundError:
+            return self._look(run_id)
+        except ValueError as error:
+            return Status(run_id=run_id, state="damaged", reason=str(error))
+
+    def _look(self, run_id: str) -> Status:
+        history = self.history(run_id)
+        last = history.last()
+        if last is None:
             return Status(run_id=run_id, state="waiting")
-        last = _last_attempt(directory, names)
-        attempts = last.number if last else 0
-        if records.RESULT in names:
-            result = records.read_json(directory / records.RESULT)
-            state, outcome = "done" if result["status"] == "done" else "diverged", result["outcome"]
-            ended = Status(run_id=run_id, state=state, step=outcome["steps"], loss=outcome["loss"], share=1.0)
-            self._results[run_id] = changed(ended, attempts=attempts)
-            return self._results[run_id]
-        if FAILED in names:
-            return Status(run_id=run_id, state="failed", attempts=attempts)
-        line = _last_metrics(directory / records.METRICS) if records.METRICS in names else {}
-        running = last is not None and self._holds(run_id, last)
+        if last.kind == "ended":
+            return _status_of(self._complete(run_id, last))
+        attempts = self._attempts(history)
+        if last.kind == "cancelled":
+            return Status(run_id=run_id, state="cancelled", attempts=attempts)
+        line = next((found for path in self._earlier(run_id) if (found := _last_metrics(path / records.METRICS))), {})
+        running = self._holds(run_id, last)
         return Status(
             run_id=run_id,
             state="running" if running else "waiting",
             step=line.get("step"),
             loss=line.get("loss"),
             share=line.get("share", 0.0),
-            held_by=f"{last.owner.host} process {last.owner.pid}" if running and last else "",
+            held_by=f"{last.owner.host} process {last.owner.pid}" if running else "",
             attempts=attempts,
         )
 
 
+def _status_of(e: Ended) -> Status:
+    share = 1.0 if e.state in ("done", "diverged") else 0.0
+    return Status(run_id=e.run_id, state=e.state, step=e.step, loss=e.loss, share=share, attempts=e.attempts,
+                  reason=e.reason)  # fmt: skip
+
+
+def _newest_checkpoint(attempt: Path) -> int:
+    """Steps of the newest finished checkpoint, whole or not."""
+    from lab.checkpoint import CHECKSUMS
+
+    return max((int(path.stem) for path in (attempt / CHECKSUMS).glob("*.json") if path.stem.isdigit()), default=0)
+
+
 def _last_metrics(path: Path) -> dict[str, Any]:
     """The last whole line with a training loss, looked for at the file's end only."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return {}
+    with file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))
         lines = file.read().splitlines()

@@ -9,14 +9,21 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lab.preemption import Preempted
-from sweeps.cli import arms, fits, futures, runs, studies
+from sweeps.cli import arms, control, fits, futures, runs, studies
 
 COMMANDS = {
     "quickstart": studies.quickstart,
     "plan": studies.plan,
     "run": studies.run,
-    "status": studies.status,
     "report": fits.report,
+    # A study that runs, or has run.
+    "status": control.status,
+    "logs": control.logs,
+    "retry": control.retry,
+    "cancel": control.cancel,
+    "gc": control.gc,
+    "export": control.export,
+    # One run.
     "describe": runs.describe,
     "flops": runs.flops,
     "train": runs.train,

@@ -1,4 +1,4 @@
-"""Commands on a study: quickstart, plan, run, status, report."""
+"""Commands that make and run a study: quickstart, plan, run, report."""
 
 import sys
 import time
@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import records
+from sweeps.cli.control import count, study_directory
 from sweeps.launch import local
+from sweeps.launch.worker import Settings
 from sweeps.plan import Plan
 from sweeps.plan import plan as make_plan
 from sweeps.store import Store
@@ -59,6 +61,11 @@ def run(
     workers: int | None = None,
     pack: int | None = None,
     mesh: str | None = None,
+    flops: float | None = None,
+    hours: float | None = None,
+    checkpoint: float = 60.0,
+    lease: float = 60.0,
+    hang: float = 1800.0,
     retry: bool = False,
     replace_plan: bool = False,
 ) -> None:
@@ -77,6 +84,11 @@ def run(
             for; 1 on a processor, where more were measured to gain nothing)
         mesh: devices along data, fsdp and tensor that each run is cut over, such as data=4,fsdp=2 (default: one device a run,
             and all of them for runs that one can not hold)
+        flops: begin no further run once the study has spent so many exact FLOPs
+        hours: stop after so many, with all that runs saved
+        checkpoint: seconds between two checkpoints of a run
+        lease: seconds of silence after which another worker takes a run over
+        hang: seconds without a step after which a run has failed
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
@@ -85,8 +97,17 @@ def run(
     from sweeps.cli.progress import Display
     from sweeps.execute import run as execute
 
-    if pack is not None and pack < 1:
-        raise ValueError(f"pack = {pack}: use at least 1")
+    if hours is not None and not hours > 0:
+        raise ValueError(f"hours = {hours}: use a number above 0")
+    settings = Settings(
+        pack=pack,
+        mesh=mesh,
+        lease=lease,
+        hang=hang,
+        checkpoint=checkpoint,
+        most_flops=flops,
+        until=None if hours is None else time.time() + 3600 * hours,
+    )
     if mesh is not None:
         Mesh.read(mesh)
     console = Console(stderr=True)
@@ -109,47 +130,23 @@ def run(
         console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
     began = time.monotonic()
     with Display(solved, console) as display:
-        execute(solved, directory, workers=workers, pack=pack, mesh=mesh, replace_plan=replace_plan, on_poll=display)
+        execute(solved, directory, workers=workers, settings=settings, replace_plan=replace_plan, on_poll=display)
     statuses = Store(directory).status()
+    console.print(f"{count(statuses)} in {time.monotonic() - began:.0f} s; {directory}")
+    for s in statuses:
+        if s.state == "damaged":
+            console.print(f"[bold red]{s.run_id}[/]: {s.reason}", soft_wrap=True)
     failed = [s.run_id for s in statuses if s.state == "failed"]
-    ended = ", ".join(
-        f"{sum(s.state == state for s in statuses)} {state}"
-        for state in ("done", "diverged", "failed")
-        if any(s.state == state for s in statuses)
-    )
-    console.print(f"{ended} in {time.monotonic() - began:.0f} s; {directory}")
     if failed:
         console.print(
-            f"[bold red]{len(failed)} runs failed[/], the first: {Store(directory).directory(failed[0])}/failed.json; "
-            f"once the cause is gone: lab run {study} --retry",
+            f"[bold red]{len(failed)} runs failed[/]; `lab logs {directory} {failed[0]}` says why the first did; once the cause "
+            f"is gone: lab run {study} --retry",
             soft_wrap=True,
         )
+    if failed or any(s.state == "damaged" for s in statuses):
         sys.exit(1)
-
-
-def status(study: Name, /) -> None:
-    """Show which runs of a study are done, running, waiting or failed.
-
-    Example: lab status runs/quickstart
-
-    Args:
-        study: a study's directory, or the name of a study under runs/
-    """
-    store, console = Store(_directory(study)), Console()
-    table = Table("run", "state", "steps", "loss", "spent", "by", box=None, pad_edge=False)
-    statuses = store.status()
-    for s in statuses:
-        table.add_row(
-            s.run_id,
-            s.state,
-            "" if s.step is None else f"{s.step:,}",
-            "" if s.loss is None else f"{s.loss:.4f}",
-            f"{s.share:.0%}",
-            s.held_by,
-        )
-    console.print(table)
-    states = ("done", "running", "waiting", "diverged", "failed")
-    print(", ".join(f"{sum(s.state == state for s in statuses)} {state}" for state in states))
+    if any(s.state in ("waiting", "running") for s in statuses):
+        console.print("the study's budget is spent; the same command with a larger one goes on")
 
 
 def report(study: Name, /, out: Path | None = None) -> None:
@@ -163,19 +160,11 @@ def report(study: Name, /, out: Path | None = None) -> None:
     """
     import analysis
 
-    directory = _directory(study)
+    directory = study_directory(study)
+    Store(directory).status()  # copies what a publisher that died left to copy
     page = analysis.report(directory, out)
     Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
     print(f"report: {page}")
-
-
-def _directory(study: str) -> Path:
-    for candidate in (Path(study), Path("runs") / study):
-        if (candidate / records.PLAN).exists():
-            return candidate
-    raise ValueError(
-        f"{study}: no {records.PLAN} there nor under runs/{study}; give the directory that `lab run` wrote"
-    )
 
 
 def show(plan: Plan, console: Console) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweeps.launch.worker import Settings
 from sweeps.store import Store
 
 RESTARTS = 3  # of one worker slot, before it is given up: a machine that kills everything is not fought
@@ -86,16 +87,15 @@ def start(
     study: Path,
     places: list[Slot],
     *,
-    pack: int | None = None,
-    mesh: str | None = None,
+    settings: Settings | None = None,
     on_poll: Callable[[Store], None] | None = None,
     poll_seconds: float = 0.5,
     backoff_seconds: float = BACKOFF_SECONDS,
 ) -> None:
-    """Works on the study until every run has ended; raises ValueError if workers keep dying. pack, mesh: as for `lab run`.
+    """Works on the study until every run has ended, or its budget has; raises ValueError if workers keep dying.
 
-    A worker that is killed is started again in its place, later each time. SIGINT and SIGTERM (where this is the main
-    thread, which alone may handle them) are passed on, the workers save, and KeyboardInterrupt is raised.
+    A worker that is killed is started again in its place, later each time until runs end again. SIGINT and SIGTERM (where
+    this is the main thread, which alone may handle them) are passed on, the workers save, and KeyboardInterrupt is raised.
     """
     store = Store(study)
     logs = store.root / "logs"
@@ -104,13 +104,7 @@ def start(
 
     def spawn(index: int) -> subprocess.Popen[bytes]:
         place = places[index]
-        command = [sys.executable, "-m", "sweeps.launch.worker", str(store.root), "--workers", str(len(places))]
-        if pack:
-            command += ["--pack", str(pack)]
-        if mesh:
-            command += ["--mesh", mesh]
-        if place.cores:
-            command += ["--cores", ",".join(map(str, place.cores))]
+        command = (settings or Settings()).command(store.root, workers=len(places), cores=place.cores)
         threads = str(max(1, len(place.cores)))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, **place.environment}
         with (logs / f"worker-{index}.log").open("ab") as log:
@@ -124,6 +118,7 @@ def start(
     heeded = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, stop) for number in heeded}
     workers: dict[int, subprocess.Popen[bytes]] = {}
+    left, finished = len(store.left()), False  # finished: a worker found nothing more to begin
     restarts, due = dict.fromkeys(range(len(places)), 0), dict.fromkeys(range(len(places)), 0.0)
     try:
         while (workers or due) and not stopping:
@@ -135,11 +130,17 @@ def start(
                 if worker.poll() is None:
                     continue
                 del workers[index]
+                finished |= worker.returncode == 0
+                if (now := len(store.left())) < left:
+                    left, restarts = now, dict.fromkeys(restarts, 0)
                 if worker.returncode != 0 and restarts[index] < RESTARTS:
                     due[index] = time.monotonic() + backoff_seconds * 2 ** restarts[index]
                     restarts[index] += 1
             if on_poll:
                 on_poll(store)
+            if settings and settings.until and time.time() > settings.until:
+                finished = True
+                break  # the workers save
     finally:
         for worker in workers.values():
             worker.terminate()
@@ -153,9 +154,14 @@ def start(
             signal.signal(number, handler)
     if stopping:
         raise KeyboardInterrupt
-    left = [run_id for run_id in store.runs if not store.ended(run_id)]
-    if left:
+    if not finished and (left := len(store.left())):
         raise ValueError(
-            f"{study}: every worker died {RESTARTS + 1} times and {len(left)} runs are left; see {logs}/worker-*.log; "
-            "the same command goes on"
+            f"{study}: every worker died {RESTARTS + 1} times and {left} runs are left. The last words of one: "
+            f"{_last_words(logs)}; all of them in {logs}/worker-*.log. The same command goes on"
         )
+
+
+def _last_words(logs: Path) -> str:
+    newest = max(logs.glob("worker-*.log"), key=lambda path: path.stat().st_mtime)
+    lines = newest.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "none")

@@ -3,58 +3,124 @@ programs."""
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lab import spec
+from lab.preemption import AGAIN, SIGNALS, Superseded
 from lab.spec import Run
-from sweeps.store import Claim, Store
+from sweeps.claim import Claim
+from sweeps.queue import Queue
+from sweeps.store import LEASE_SECONDS, Reason, Store
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+LOG = "log.txt"
+# What a full, read-only, broken or forbidden disk says, and a process with too many open files.
+TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How workers of a study work; none of it changes what is trained.
+
+    pack: runs of one program that train side by side (default: by device). mesh: devices along data, fsdp and tensor for each
+    run. lease: seconds of silence after which a worker is given up. hang: seconds without a step after which a run has
+    failed. checkpoint: seconds between checkpoints. most_flops: no run is begun once the study has spent so many. until: nor
+    after this time, in seconds since 1970.
+    """
+
+    pack: int | None = None
+    mesh: str | None = None
+    lease: float = LEASE_SECONDS
+    hang: float = 1800.0
+    checkpoint: float = 60.0
+    most_flops: float | None = None
+    until: float | None = None
+
+    def __post_init__(self):
+        for name in ("pack", "lease", "hang", "checkpoint", "most_flops", "until"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} = {value}: use a number above 0")
+
+    def command(self, study: Path | str, *, workers: int, cores: Sequence[int] = ()) -> list[str]:
+        """What starts one of `workers` workers."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+        pinned = [f"--cores={','.join(map(str, cores))}"] if cores else []
+        return [sys.executable, "-m", "sweeps.launch.worker", str(study), f"--workers={workers}", *pinned, *options]
+
+
+class Trainer(Protocol):
+    """Trains runs side by side (or one), each in its claim's run_dir, where it leaves its result.json."""
+
+    def __call__(self, runs: list[Run], claims: list[Claim], superseded: Callable[[], bool]) -> Any: ...
+
+
+class MachineTrouble(Exception):
+    """This machine or its disk, not a run, is at fault: the worker leaves, and what it held waits for another."""
 
 
 def work(
     store: Store,
-    train_one: Callable[[Run, Path], Any],
+    train: Trainer,
     program_key: Callable[[Run], str],
     *,
-    train_together: Callable[[list[Run], list[Path]], Any] | None = None,
     pack_size: Callable[[Run], int] = lambda run: 1,
     workers: int = 1,
     poll_seconds: float = POLL_SECONDS,
+    most_flops: float | None = None,
+    until: float | None = None,
 ) -> None:
     """Until every run of the study has ended: claim one, and others of its program up to `pack_size(run)` (but no more
-    than this one's share, where several `workers` are at the study); train them, release them.
+    than this one's share, where several `workers` are at the study); train them, publish them.
 
     Runs whose program this process has come first, runs whose program another worker is compiling come last. A run
     that raises is recorded as failed and the next one is taken; where several trained side by side each is then tried by
-    itself. Runs that another worker holds are waited for, since that worker may die. lab.preemption.Preempted (SIGTERM)
-    passes through, with the runs saved.
+    itself. Runs that another worker holds are waited for, since that worker may die. lab.preemption.Preempted (a signal)
+    passes through, with the runs saved. Raises MachineTrouble where files can not be written.
+
+    most_flops: no run is begun once the study's ended runs have spent so many exact FLOPs. until: nor after this time of
+    `time.time()`.
     """
     mine: set[str] = set()
-    keys: dict[str, str] = {}
+    keys: dict[str, str] = {}  # of each program that the queue tells apart: its key on this device
+    queue = Queue(store)
 
     def key_of(row: dict[str, Any]) -> str:
-        if row["run_id"] not in keys:
-            keys[row["run_id"]] = program_key(spec.from_json(row["run"]))
-        return keys[row["run_id"]]
+        name = queue.program[row["run_id"]]
+        if name not in keys:
+            keys[name] = program_key(spec.from_json(row["run"]))
+        return keys[name]
 
-    while any(not store.ended(run_id) for run_id in store.runs):
+    while queue:
+        if most_flops is not None and store.spent() >= most_flops:
+            log.warning("the study has spent its %.3g FLOPs: nothing more is begun", most_flops)
+            return
+        if until is not None and time.time() >= until:
+            log.warning("the study's time is over: nothing more is begun")
+            return
         compiling = cache(store.is_compiling)  # asked once a key and round: many runs share a program
 
         def preference(row: dict[str, Any], compiling: Callable[[str], bool] = compiling) -> int:
-            key = key_of(row)
+            try:
+                key = key_of(row)
+            except Exception:  # it will say so when it is begun
+                return 1
             return 0 if key in mine else 2 if compiling(key) else 1
 
-        claim = store.next_claim(preference)
+        claim = queue.next(preference)
         if claim is None:
             time.sleep(poll_seconds)
             continue
@@ -67,22 +133,60 @@ def work(
                     begun.append((claim, store.begin(claim)))
 
             take(claim)
-            key = key_of(claim.row)
-            mine.add(key)
-            if begun and train_together is not None and (most := pack_size(begun[0][1])) > 1:
-                like = [row for run_id, row in store.runs.items() if not store.ended(run_id) and key_of(row) == key]
-                for row in like[: min(most, -(-len(like) // workers))]:
-                    if row["run_id"] != claim.run_id and (other := store.claim(row["run_id"])) is not None:
+            if begun:
+                mine.add(key_of(claim.row))
+                if (most := pack_size(begun[0][1])) > 1:
+                    share = -(-(1 + queue.count_like(claim.row)) // workers)
+                    for other in queue.like(claim.row, min(most, share) - 1):
                         take(other)
-            if len(begun) > 1 and train_together is not None:
-                try:
-                    train_together([run for _, run in begun], [one.directory for one, _ in begun])
-                    continue
-                except Exception:
-                    log.exception("%d runs side by side failed; each is tried by itself", len(begun))
-            for one, run in begun:
-                with _failing(store, one):
-                    train_one(run, one.directory)
+            if len(begun) > 1 and _train_together(store, train, begun):
+                begun = []
+            for one in begun:
+                _train_alone(store, train, *one)
+            held.close()
+            for one in (claim, *(c for c, _ in begun)):
+                if not store.ended(one.run_id):
+                    queue.back(one)
+
+
+def _train_together(store: Store, train: Trainer, begun: list[tuple[Claim, Run]]) -> bool:
+    """Whether that worked; where not, each is to be tried by itself."""
+    claims = [claim for claim, _ in begun]
+    try:
+        train([run for _, run in begun], claims, lambda: any(claim.lost.is_set() for claim in claims))
+    except Superseded:
+        return True
+    except Exception as error:
+        _raise_trouble(error)
+        log.exception("%d runs side by side failed; each is tried by itself", len(begun))
+        return False
+    for claim in claims:
+        store.publish(claim)
+    return True
+
+
+def _train_alone(store: Store, train: Trainer, claim: Claim, run: Run) -> None:
+    with _logged(claim), _failing(store, claim), contextlib.suppress(Superseded):
+        train([run], [claim], claim.lost.is_set)
+        store.publish(claim)
+
+
+@contextlib.contextmanager
+def _logged(claim: Claim) -> Iterator[None]:
+    """Warnings and errors of this attempt, in its own log.txt too."""
+    try:
+        claim.run_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(claim.run_dir / LOG, encoding="utf-8", delay=True)
+    except OSError as error:
+        _raise_trouble(error)
+        raise
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 @contextlib.contextmanager
@@ -90,9 +194,38 @@ def _failing(store: Store, claim: Claim) -> Iterator[None]:
     """Records why the run failed. Preempted and KeyboardInterrupt are no Exception: they pass, and the claim is released."""
     try:
         yield
-    except Exception:
-        log.exception("%s failed", claim.run_id)
-        store.fail(claim, traceback.format_exc())
+    except MachineTrouble:
+        raise
+    except Exception as error:
+        _raise_trouble(error)
+        try:
+            if claim.lost.is_set() or not claim.renew():
+                return  # deleted or taken over under its feet, and so no fault of the run's
+            log.exception("%s failed", claim.run_id)
+            store.fail(claim, traceback.format_exc(), reason=_reason(error))
+        except OSError as second:
+            _raise_trouble(second)
+            raise
+
+
+def _reason(error: Exception) -> Reason:
+    from lab.attempt import OutOfMemory
+
+    return "out_of_memory" if isinstance(error, (MemoryError, OutOfMemory)) else "error"
+
+
+def _raise_trouble(error: BaseException) -> None:
+    """Raises MachineTrouble where the error, or what it came from, is the file system's."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno in TROUBLE):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return
+    where = f" ({cause.filename})" if cause.filename else ""
+    raise MachineTrouble(
+        f"{cause.strerror}{where}: this worker can not go on here. What it held waits, with its checkpoints, for another "
+        "worker, or for `lab run` once this is mended"
+    ) from error
 
 
 def main() -> None:
@@ -100,9 +233,14 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--cores", help="processor numbers to stay on, such as 0,1")
     parser.add_argument("--workers", type=int, default=1, help="how many are at this study")
-    parser.add_argument("--pack", type=int, help="runs of one program that train side by side (default: by device)")
-    parser.add_argument("--mesh", help="devices along data, fsdp and tensor for each run (default: by the batch)")
+    for field in fields(Settings):
+        kind = str if field.name == "mesh" else int if field.name == "pack" else float
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     arguments = parser.parse_args()
+    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+    # Between runs too a signal means: leave, to be started again. While a run trains lab.preemption handles it.
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(AGAIN))
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         # Before JAX starts: it makes as many threads as it sees cores.
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
@@ -113,23 +251,43 @@ def main() -> None:
     from lab.data.tokenizers import TOKENIZERS
     from lab.mesh import Mesh
     from lab.program import program_key
-    from lab.train import train, train_together
+    from lab.train import train_together
 
-    on = Mesh.read(arguments.mesh) if arguments.mesh else None
+    on = Mesh.read(settings.mesh) if settings.mesh else None
     kind, limit = jax.default_backend(), hardware.memory_limit()
-    store = Store(arguments.study)
-    work(
-        store,
-        lambda run, directory: train(run, directory, on=on, compile_lock=store.compile_lock),
-        program_key,
-        train_together=lambda runs, directories: train_together(
-            runs, directories, on=on, compile_lock=store.compile_lock
-        ),
-        pack_size=lambda run: (
-            arguments.pack or hardware.pack_size(run, TOKENIZERS[run.data.tokenizer].V, kind, limit=limit)
-        ),
-        workers=arguments.workers,
-    )
+    store = Store(arguments.study, lease=settings.lease, hang_seconds=settings.hang)
+
+    def train(runs: list[Run], claims: Sequence[Claim], superseded: Callable[[], bool]) -> None:
+        def progress(*_: Any) -> None:
+            for claim in claims:
+                claim.progress()
+
+        train_together(
+            runs,
+            [claim.run_dir for claim in claims],
+            earlier=[claim.earlier for claim in claims],
+            on=on,
+            compile_lock=store.compile_lock,
+            superseded=superseded,
+            on_progress=progress,
+            checkpoint_seconds=settings.checkpoint,
+        )
+
+    try:
+        work(
+            store,
+            train,
+            program_key,
+            pack_size=lambda run: (
+                settings.pack or hardware.pack_size(run, TOKENIZERS[run.data.tokenizer].V, kind, limit=limit)
+            ),
+            workers=arguments.workers,
+            most_flops=settings.most_flops,
+            until=settings.until,
+        )
+    except MachineTrouble as trouble:
+        log.error("%s", trouble)
+        sys.exit(os.EX_IOERR)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import sweeps
 from lab import records
 from lab.spec import Optimizer
 from sweeps.launch import local
+from sweeps.launch.worker import Settings
 from sweeps.store import Store
 
 STUDY = """
@@ -43,7 +44,7 @@ def by_workers(cores: list[int], pack: int | None):
     def train(store: Store, cache: Path) -> None:
         environment = {**local.CPU_ENVIRONMENT, "BITTERLAB_CACHE": str(cache)}
         places = [local.Slot(cores=(core,), environment=environment) for core in cores]
-        local.start(store.root, places, pack=pack, poll_seconds=0.05)
+        local.start(store.root, places, settings=Settings(pack=pack), poll_seconds=0.05)
 
     return train
 

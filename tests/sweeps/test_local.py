@@ -74,7 +74,7 @@ def test_workers_that_always_die_are_given_up(plan, tmp_path, monkeypatch):
     store = Store(tmp_path / "out")
     store.write_plan(plan.to_json())
     monkeypatch.setattr(local.sys, "executable", "/bin/false")
-    with pytest.raises(ValueError, match=r"every worker died 4 times and 6 runs are left; see .*logs"):
+    with pytest.raises(ValueError, match=r"every worker died 4 times and 6 runs are left.*logs/worker"):
         local.start(store.root, [local.Slot()], poll_seconds=0.01, backoff_seconds=0.01)
 
 
@@ -112,7 +112,7 @@ def test_cores_are_shared_out():
 def test_workers_that_pack_end_as_workers_that_do_not(plan, tmp_path):
     """Real workers; the same numbers to rounding, and the result says how many trained together."""
     alone = sweeps.run(plan, tmp_path / "alone", workers=1)
-    packed = sweeps.run(plan, tmp_path / "packed", workers=1, pack=3)
+    packed = sweeps.run(plan, tmp_path / "packed", workers=1, settings=sweeps.Settings(pack=3))
     for run_id in plan.unique:
         a, b = (records.read_result(records.run_directory(d, run_id)) for d in (alone, packed))
         assert (a["measured"]["pack"], b["measured"]["pack"]) == (1, 3)
@@ -142,7 +142,7 @@ def test_places_by_the_devices_that_are_found(monkeypatch):
 def test_a_study_on_a_mesh(plan, tmp_path, monkeypatch):
     """Real workers on two devices that the processor is told to be."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    directory = sweeps.run(plan, tmp_path / "mesh", mesh="fsdp=2")
+    directory = sweeps.run(plan, tmp_path / "mesh", settings=sweeps.Settings(mesh="fsdp=2"))
     assert all(
         records.read_result(records.run_directory(directory, i))["measured"]["mesh"] == "fsdp=2" for i in plan.unique
     )

@@ -1,13 +1,16 @@
 """A study's directory under several processes, killed ones among them, and under plans that change."""
 
+import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,31 +19,44 @@ from lab import records
 from lab.preemption import Preempted
 from lab.spec import to_json
 from runs import make_run
+from sweeps.claim import HEARTBEAT, Claim
+from sweeps.history import Owner, process_of
 from sweeps.launch.worker import work
-from sweeps.store import FAILED, Owner, Store, _process
+from sweeps.store import FAILED, MAX_DEATHS, Store
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def rows(count: int, name: str = "s") -> dict:
-    """A plan of `count` small runs that differ in their seed."""
+def rows(count: int, name: str = "s", batches: tuple[int, ...] = (4,)) -> dict:
+    """A plan of `count` small runs that differ in their seed, and in turn in their batch, and so their program."""
     run = make_run()
-    runs = [replace(run, seed=replace(run.seed, init=i)) for i in range(count)]
+    runs = [replace(run, seed=replace(run.seed, init=i), batch=batches[i % len(batches)]) for i in range(count)]
     return {"schema": 1, "study": {"name": name},
             "runs": [{"run_id": r.run_id, "arm": "a", "run": to_json(r)} for r in runs]}  # fmt: skip
 
 
-def finish(run, directory: Path, seconds: float = 0.0) -> None:
+def result_of(run) -> dict:
+    return {"schema": 1, "run_id": run.run_id, "status": "done",
+            "outcome": {"steps": 8, "loss": 1.5, "spent": {"exact": 100}}}  # fmt: skip
+
+
+def finish(runs, claims, superseded, seconds: float = 0.0) -> None:
     """A trainer that takes its time and notes each start."""
-    with (directory / "starts").open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    time.sleep(seconds)
-    records.write_json(directory / records.RESULT, {"schema": 1, "run_id": run.run_id, "status": "done",
-                                                    "outcome": {"steps": 8, "loss": 1.5}})  # fmt: skip
+    for run, claim in zip(runs, claims, strict=True):
+        with (claim.run_dir.parent.parent / "starts").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        records.write_json(claim.run_dir / records.RESULT, result_of(run))
 
 
 def work_slowly(root: str, seconds: float) -> None:
-    work(Store(Path(root)), lambda run, d: finish(run, d, seconds), lambda run: "one", poll_seconds=0.05)
+    work(Store(Path(root)), partial(finish, seconds=seconds), lambda run: "one", poll_seconds=0.05)
+
+
+def publish(store: Store, claim: Claim) -> bool:
+    """What a worker does once its trainer has returned."""
+    records.write_json(claim.run_dir / records.RESULT, result_of(store.begin(claim)))
+    return store.publish(claim)
 
 
 def claim_all(root: str, barrier, wins) -> None:
@@ -90,9 +106,12 @@ def test_one_of_three_racing_processes_gets_each_claim(tmp_path, stale):
     assert sorted(won) == sorted((run_id, 2 if stale else 1) for run_id in store.runs)
 
 
-def test_another_machines_silence_is_measured_on_ones_own_clock(store):
+@pytest.mark.parametrize(
+    "where", [elsewhere, Owner.here], ids=["another machine's", "this machine's, as one that is stopped"]
+)
+def test_silence_is_measured_on_ones_own_clock(store, where):
     run_id = next(iter(store.runs))
-    theirs = store.claim(run_id, elsewhere())
+    theirs = store.claim(run_id, where())
     now = [0.0]
     observer = Store(store.root, lease=60, clock=lambda: now[0])
     for now[0] in (0.0, 59.0):
@@ -106,20 +125,132 @@ def test_another_machines_silence_is_measured_on_ones_own_clock(store):
     late = Store(store.root, lease=60, clock=lambda: now[0])
     assert late.claim(run_id) is None  # who has not watched for a lease does not know
     ours = observer.claim(run_id)
-    assert ours is not None and ours.attempt == 2
+    assert ours is not None and ours.attempt == 2 and ours.run_dir != theirs.run_dir
     assert not theirs.renew() and theirs.lost.is_set()
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["after its heartbeat said so", "before it noticed"])
+def test_a_superseded_attempt_can_not_publish(store, noticed):
+    """Nor fail, nor release, the run that another has."""
+    run_id = next(iter(store.runs))
+    theirs = store.claim(run_id, gone())
+    ours = store.claim(run_id)
+    assert ours.attempt == 2
+    if noticed:
+        assert not theirs.renew()
+    assert not publish(store, theirs)
     store.fail(theirs, "late")
     theirs.release()
-    assert store.failure(run_id) is None and observer.claim(run_id) is None
+    assert store.failure(run_id) is None and store.status()[0].state == "running"
+    assert records.read_result(store.directory(run_id)) is None
+    assert publish(store, ours)
+    assert store.status()[0].state == "done" and store.claim(run_id) is None
+    assert (store.directory(run_id) / records.RESULT).read_bytes() == (ours.run_dir / records.RESULT).read_bytes()
 
 
-def test_a_living_process_keeps_its_run_however_slow(store):
+def test_what_is_published_can_not_be_taken_over(store):
+    """An observer that saw the attempt stale just before it ended."""
     run_id = next(iter(store.runs))
-    now = [0.0]
-    observer = Store(store.root, clock=lambda: now[0])
-    assert store.claim(run_id) is not None and observer.claim(run_id) is None
-    now[0] = 1e6
-    assert observer.claim(run_id) is None
+    theirs = store.claim(run_id, gone())
+    seen = store.history(run_id).last()
+    assert publish(store, theirs)
+    assert store.history(run_id).attempt(seen, Owner.here()) is None
+
+
+def test_a_publisher_that_dies_midway_has_published(store):
+    """Its event is there, the copy is not: who looks next completes it."""
+    run_id = next(iter(store.runs))
+    claim = store.claim(run_id)
+    records.write_json(claim.run_dir / records.RESULT, result_of(store.begin(claim)))
+    digest = hashlib.sha256((claim.run_dir / records.RESULT).read_bytes()).hexdigest()
+    assert claim.follow("ended", attempt=claim.event.directory, status="done", sha256=digest)
+    assert records.read_result(store.directory(run_id)) is None
+    assert Store(store.root).status()[0].state == "done"
+    assert records.read_result(store.directory(run_id))["outcome"]["loss"] == 1.5
+
+
+def test_a_result_that_is_not_what_was_published_is_refused(store):
+    run_id = next(iter(store.runs))
+    claim = store.claim(run_id)
+    records.write_json(claim.run_dir / records.RESULT, result_of(store.begin(claim)))
+    assert claim.follow("ended", attempt=claim.event.directory, status="done", sha256="0" * 64)
+    (status, *_) = store.status()
+    assert status.state == "damaged" and "result.json: not what was published" in status.reason
+
+
+def test_a_run_that_kills_its_workers_fails(store):
+    """Unless they got further each time."""
+    run_id, other, *_ = store.runs
+    dead = gone()
+    for number in range(MAX_DEATHS):
+        assert store.claim(run_id, dead).attempt == number + 1
+        claim = store.claim(other, dead)
+        records.write_json(claim.run_dir / "checksums" / f"{number + 1}.json", {"schema": 1})
+    assert store.claim(run_id, dead) is None
+    assert store.failure(run_id)["reason"] == "crash" and "10 workers died" in store.failure(run_id)["error"]
+    assert store.claim(other, dead).attempt == MAX_DEATHS + 1
+    assert store.retry() == 1 and store.claim(run_id).attempt == MAX_DEATHS + 3
+
+
+def test_a_run_that_hangs_fails_and_its_worker_is_ended(tmp_path):
+    root = tmp_path / "study"
+    Store(root).write_plan(rows(2))
+    process = SPAWN.Process(target=hang_on_the_first, args=(str(root),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 75
+    first, second = Store(root).status()
+    assert (first.state, first.reason, second.state) == ("failed", "hang", "waiting")
+
+
+def hang_on_the_first(root: str) -> None:
+    def train(runs, claims, superseded):
+        time.sleep(3600)
+
+    work(Store(Path(root), lease=0.3, hang_seconds=0.5), train, lambda run: "one")
+
+
+def test_cancelled_runs_are_not_trained(store):
+    waiting, running, done, _ = store.runs
+    assert publish(store, store.claim(done))
+    claim = store.claim(running)
+    assert store.cancel([waiting, running, done]) == 2
+    assert not claim.renew() and claim.lost.is_set() and not publish(store, claim)
+    assert [s.state for s in store.status()] == ["cancelled", "cancelled", "done", "waiting"]
+    assert [s.state for s in Store(store.root).status()] == ["cancelled", "cancelled", "done", "waiting"]
+    work(store, finish, lambda run: "one")
+    assert [s.state for s in store.status()] == ["cancelled", "cancelled", "done", "done"]
+    assert store.retry() == 0 and store.retry([waiting]) == 1
+    assert [s.state for s in Store(store.root).status()] == ["waiting", "cancelled", "done", "done"]
+    with pytest.raises(ValueError, match="not in the plan"):
+        store.cancel(["a"])
+
+
+def test_a_directory_that_is_deleted_is_trained_again(store):
+    """While it is held, and after it ended; whoever held it writes nothing that counts."""
+    run_id, second, *_ = store.runs
+    claim, begun_anew = store.claim(run_id), store.claim(second)
+    for one in (claim, begun_anew):
+        shutil.rmtree(store.directory(one.run_id))
+    other = store.claim(second)
+    assert other.attempt == begun_anew.attempt and other.run_dir != begun_anew.run_dir
+    for one in (claim, begun_anew):
+        assert not one.renew() and one.lost.is_set() and not publish(store, one)
+    assert other.renew()
+    other.release()
+    for _ in range(2):
+        assert run_id in store.left() and run_id in Store(store.root).left()
+        work(Store(store.root), finish, lambda run: "one")
+        assert [s.state for s in Store(store.root).status()] == ["done"] * 4
+        shutil.rmtree(store.directory(run_id))
+        assert [s.state for s in Store(store.root).status()] == ["waiting"] + ["done"] * 3
+
+
+def test_a_study_stops_at_its_budget(store):
+    work(store, finish, lambda run: "one", most_flops=200)
+    assert [s.state for s in store.status()] == ["done", "done", "waiting", "waiting"] and store.spent() == 200
+    work(store, finish, lambda run: "one", until=time.time() - 1)
+    assert store.spent() == 200
 
 
 def test_a_process_id_that_is_anothers_by_now_is_a_dead_owner(store):
@@ -134,7 +265,7 @@ def test_a_process_id_that_is_anothers_by_now_is_a_dead_owner(store):
 
 def test_a_killed_process_that_nobody_waited_for_is_dead():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    _, started = _process(process.pid) or ("", None)
+    _, started = process_of(process.pid) or ("", None)
     owner = replace(Owner.here(), pid=process.pid, started=started)
     assert owner.alive()
     process.kill()
@@ -148,24 +279,28 @@ def test_a_killed_process_that_nobody_waited_for_is_dead():
 def test_a_held_claim_beats_and_is_released_once(store):
     quick, run_id = Store(store.root, lease=0.06), next(iter(store.runs))
     claim = quick.claim(run_id)
-    (path,) = store.directory(run_id).glob("claim-*.json")
+    path = claim.run_dir / HEARTBEAT
+
+    def beat() -> int:
+        return records.read_json(path)["beat"] if path.exists() else 0
+
     with claim:
         deadline = time.monotonic() + 20
-        while records.read_json(path)["beat"] < 3 and time.monotonic() < deadline:
+        while beat() < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert records.read_json(path)["beat"] >= 3 and store.claim(run_id) is None
+        assert beat() >= 3 and store.claim(run_id) is None
     claim.release()
-    assert records.read_json(path)["released"] and store.claim(run_id).attempt == 2
-    assert not [p for p in store.directory(run_id).iterdir() if p.name.startswith(".")]
+    assert store.history(run_id).last().kind == "released" and store.claim(run_id).attempt == 3
+    assert not [p for p in store.directory(run_id).rglob("*") if p.name.startswith(".")]
 
 
 def test_what_was_claimed_is_described_in_its_directory(store):
     first, second, *_ = store.runs
     claim = store.claim(first)
-    assert to_json(store.begin(claim)) == records.read_json(claim.directory / records.RUN)
+    assert to_json(store.begin(claim)) == records.read_json(store.directory(first) / records.RUN)
     assert store.begin(claim).run_id == first
     other = store.claim(second)
-    records.write_json(other.directory / records.RUN, store.runs[first]["run"])
+    records.write_json(store.directory(second) / records.RUN, store.runs[first]["run"])
     with pytest.raises(ValueError, match=f"describes {first}, not {second}"):
         store.begin(other)
 
@@ -192,15 +327,17 @@ def test_a_killed_workers_run_is_finished_by_another(store):
 def test_a_run_that_raises_is_recorded_and_the_others_go_on(store):
     bad = list(store.runs)[1]
 
-    def train(run, directory):
-        if run.run_id == bad:
+    def train(runs, claims, superseded):
+        if runs[0].run_id == bad:
             raise RuntimeError("out of luck")
-        finish(run, directory)
+        finish(runs, claims, superseded)
 
     work(store, train, lambda run: "one")
     assert [s.state for s in store.status()] == ["done", "failed", "done", "done"]
     assert "RuntimeError: out of luck" in store.failure(bad)["error"]
-    assert store.failure(bad)["attempts"] == 1
+    assert (store.failure(bad)["attempts"], store.failure(bad)["reason"]) == (1, "error")
+    assert records.read_json(store.directory(bad) / FAILED)["error"] == store.failure(bad)["error"]
+    assert "out of luck" in (records.attempts(store.directory(bad))[0] / "log.txt").read_text()
     assert store.retry([next(iter(store.runs))]) == 0
     with pytest.raises(ValueError, match="not in the plan"):
         store.retry(["a"])
@@ -210,7 +347,7 @@ def test_a_run_that_raises_is_recorded_and_the_others_go_on(store):
 
 
 def test_a_preempted_worker_leaves_its_run_waiting(store):
-    def train(run, directory):
+    def train(runs, claims, superseded):
         raise Preempted
 
     with pytest.raises(SystemExit) as left:
@@ -219,23 +356,25 @@ def test_a_preempted_worker_leaves_its_run_waiting(store):
     assert [s.state for s in store.status()] == ["waiting"] * 4
 
 
-def test_workers_prefer_their_own_programs_and_avoid_those_being_compiled(store):
+def test_workers_prefer_their_own_programs_and_avoid_those_being_compiled(tmp_path):
+    store = Store(tmp_path / "study")
+    store.write_plan(rows(4, batches=(4, 2)))
     keys = dict(zip(store.runs, ("a", "b", "a", "b"), strict=True))
     order = []
 
-    def train(run, directory):
-        order.append(keys[run.run_id])
-        finish(run, directory)
+    def train(runs, claims, superseded):
+        order.append(keys[runs[0].run_id])
+        finish(runs, claims, superseded)
 
     with store.compile_lock("a"):
         assert store.is_compiling("a") and not store.is_compiling("b")
         work_until_two = [0]
 
-        def two_then_stop(run, directory):
-            train(run, directory)
-            work_until_two[0] += 1
+        def two_then_stop(runs, claims, superseded):
             if work_until_two[0] == 2:
                 raise KeyboardInterrupt
+            train(runs, claims, superseded)
+            work_until_two[0] += 1
 
         with pytest.raises(KeyboardInterrupt):
             work(store, two_then_stop, lambda run: keys[run.run_id])
@@ -277,15 +416,28 @@ def test_a_directory_of_other_things_is_left_alone(tmp_path):
         Store(tmp_path).write_plan(rows(1))
 
 
-def test_a_torn_claim_is_named(store):
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ('{"schema": 1, "own', "not a whole JSON file"),
+        ('{"schema": 1}', "not an event"),
+        ('{"schema": 1, "kind": "attempt", "owner": {"pid": 1}}', "not an event"),
+        ('{"schema": 1, "kind": "dance"}', "not this version's"),
+        ('{"schema": 99}', "schema 99"),
+    ],
+)
+def test_a_damaged_history_is_named_and_holds_up_nothing_else(store, harm, said, caplog):
     run_id = next(iter(store.runs))
     claim = store.claim(run_id)
-    (path,) = claim.directory.glob("claim-*.json")
-    for torn, said in (('{"schema": 1, "own', "not a whole JSON file"), ('{"schema": 1}', "not a claim")):
-        path.write_text(torn)
-        for look in (store.status, lambda: store.claim(run_id)):
-            with pytest.raises(ValueError, match=rf"claim-0001\.json: {said}"):
-                look()
+    (store.root / store.history(run_id).name(1)).write_text(harm)
+    with pytest.raises(ValueError, match=rf"history/0001\.json: .*{said}"):
+        store.claim(run_id)
+    work(store, finish, lambda run: "one")
+    assert f"{run_id} is left out" in caplog.text
+    damaged, *others = Store(store.root).status()
+    assert damaged.state == "damaged" and "history/0001.json" in damaged.reason and said in damaged.reason
+    assert [s.state for s in others] == ["done"] * 3 and not store.left()
+    assert claim.row["run_id"] == run_id
 
 
 @pytest.mark.parametrize("run_id", ["../../etc", "a/b", ".hidden", ""])
@@ -324,53 +476,45 @@ def test_a_torn_file_is_named(store, name):
 
 def test_status_shows_the_last_logged_step(store):
     run_id = next(iter(store.runs))
-    writer = records.MetricsWriter(store.directory(run_id), resume_step=0)
+    claim = store.claim(run_id)
+    writer = records.MetricsWriter(claim.run_dir)
     writer.write(step=4, share=0.5, loss=2.25)
     writer.write(step=4, share=0.5, held_out_loss=3.0)
     writer.file.write('{"step": 6, "sha')
     writer.close()
+    claim.release()
     status = store.status()[0]
     assert (status.state, status.step, status.loss, status.share) == ("waiting", 4, 2.25, 0.5)
 
 
-def test_runs_of_one_program_train_side_by_side(store):
+def test_runs_of_one_program_train_side_by_side(tmp_path):
     """Up to the pack's size and this worker's share; what has ended is left out."""
-    keys = dict(zip(store.runs, "abab", strict=True))
-    packs, alone = [], []
+    for workers, packed in ((1, [[0, 2], [1, 3]]), (2, [[0], [2], [1], [3]])):
+        store = Store(tmp_path / str(workers))
+        store.write_plan(rows(4, batches=(4, 2)))
+        ids, packs = list(store.runs), []
 
-    def together(runs, directories):
-        packs.append([run.run_id for run in runs])
-        assert all(store.claim(run.run_id) is None for run in runs)  # all of them are held
-        for run, directory in zip(runs, directories, strict=True):
-            finish(run, directory)
+        def train(runs, claims, superseded, store=store, ids=ids, packs=packs):
+            packs.append([ids.index(run.run_id) for run in runs])
+            assert all(store.claim(run.run_id) is None for run in runs)  # all of them are held
+            finish(runs, claims, superseded)
 
-    def one(run, directory):
-        alone.append(run.run_id)
-        finish(run, directory)
-
-    first, second, third, fourth = store.runs
-    options = dict(train_together=together, program_key=lambda run: keys[run.run_id])
-    work(store, one, pack_size=lambda run: 8, **options)
-    assert packs == [[first, third], [second, fourth]] and not alone
-    for run_id in store.runs:
-        (store.directory(run_id) / records.RESULT).unlink()
-    packs.clear()
-    work(store, one, pack_size=lambda run: 8, workers=2, **options)
-    assert not packs and sorted(alone) == sorted(store.runs)
+        work(store, train, lambda run: str(run.batch), pack_size=lambda run: 8, workers=workers)
+        assert packs == packed
+        assert [s.state for s in store.status()] == ["done"] * 4
 
 
 def test_a_pack_that_raises_is_tried_one_by_one(store):
     """So that only the run that is at fault fails."""
     bad = list(store.runs)[2]
 
-    def together(runs, directories):
-        raise RuntimeError("one of them")
-
-    def one(run, directory):
-        if run.run_id == bad:
+    def train(runs, claims, superseded):
+        if len(runs) > 1:
+            raise RuntimeError("one of them")
+        if runs[0].run_id == bad:
             raise RuntimeError("this one")
-        finish(run, directory)
+        finish(runs, claims, superseded)
 
-    work(store, one, lambda run: "one", train_together=together, pack_size=lambda run: 4)
+    work(store, train, lambda run: "one", pack_size=lambda run: 4)
     assert [s.state for s in store.status()] == ["done", "done", "failed", "done"]
     assert "this one" in store.failure(bad)["error"]

@@ -1,0 +1,209 @@
+"""Commands on a study that runs, or has run: status, logs, retry, cancel, gc, export. Each works from any machine that sees the
+study's directory."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lab import records
+from lab.checkpoint import CHECKSUMS, DAMAGED, DIRECTORY
+from sweeps.launch.worker import LOG
+from sweeps.store import Status, Store
+
+Name = Annotated[str, tyro.conf.Positional]
+Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+STATES = ("done", "running", "waiting", "diverged", "failed", "cancelled", "damaged")
+SHOWN = 200  # runs in a table, of those that have something to say
+POLL_SECONDS = 2.0
+
+
+def status(study: Name, /, watch: bool = False, all: bool = False) -> None:
+    """Show which runs of a study are done, running, waiting, failed or cancelled.
+
+    Example: lab status runs/quickstart
+    Example: lab status runs/quickstart --watch (until all of it has ended)
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+        watch: a live display, with loss, speed and what is left
+        all: a line for every run, however many
+    """
+    store, console = Store(study_directory(study)), Console()
+    if watch:
+        _watch(store, console)
+    statuses = store.status()
+    shown = statuses if all else sorted(statuses, key=lambda s: s.state in ("waiting", "done"))[:SHOWN]
+    kept = {s.run_id for s in shown}
+    table = Table("run", "state", "steps", "loss", "spent", "by", box=None, pad_edge=False)
+    for s in statuses:
+        if s.run_id in kept:
+            table.add_row(s.run_id, f"{s.state} ({s.reason})" if s.state == "failed" else s.state,
+                          "" if s.step is None else f"{s.step:,}", "" if s.loss is None else f"{s.loss:.4f}",
+                          f"{s.share:.0%}", s.held_by)  # fmt: skip
+    console.print(table)
+    if len(kept) < len(statuses):
+        print(f"... and {len(statuses) - len(kept)} more (--all)")
+    for s in statuses:
+        if s.state == "damaged":
+            console.print(f"[bold red]{s.run_id}[/]: {s.reason}", soft_wrap=True)
+    print(count(statuses))
+
+
+def count(statuses: list[Status]) -> str:
+    """Such as '3 done, 1 running, 0 waiting'."""
+    number = {state: sum(s.state == state for s in statuses) for state in STATES}
+    return ", ".join(f"{n} {state}" for state, n in number.items() if n or state in STATES[:3])
+
+
+def _watch(store: Store, console: Console) -> None:
+    from sweeps import propose
+    from sweeps.cli.progress import Display
+
+    with Display(propose.read(store.root), console) as display:
+        while True:
+            display(store)
+            if not store.left():
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def logs(study: Name, run: Annotated[str | None, tyro.conf.Positional] = None, /, lines: int = 40) -> None:
+    """Print what was logged: of a run, in all of its attempts, and why it failed; else the last of every worker.
+
+    Example: lab logs runs/quickstart
+    Example: lab logs runs/quickstart prefix_lm-d32-l2-1.60e11flops-0123456789
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+        run: a run's id, or the beginning of it
+        lines: how many of each log
+    """
+    store, failure = Store(study_directory(study)), None
+    if run is None:
+        files = sorted((store.root / "logs").glob("*"))
+    else:
+        (run_id,) = matching(store, (run,), one=True)
+        files = [path / LOG for path in reversed(records.attempts(store.directory(run_id)))]
+        failure = store.failure(run_id)
+    for path in files:
+        if path.exists():
+            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            print("\n".join([f"== {path}", *text[-lines:]]))
+    if failure:
+        print(f"== failed ({failure['reason']}) after {failure['attempts']} attempts\n{failure['error']}")
+
+
+def retry(study: Name, runs: Names = (), /) -> None:
+    """Let failed runs be tried again: all, or those named. A cancelled run has to be named; a diverged one is a result.
+
+    Example: lab retry runs/mine
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+        runs: ids of runs, or beginnings of ids
+    """
+    store = Store(study_directory(study))
+    print(f"{store.retry(matching(store, runs) if runs else None)} runs wait again; `lab run` trains them")
+
+
+def cancel(study: Name, runs: Names, /) -> None:
+    """Do not train these runs: those that wait are not begun, those that run stop within a heartbeat.
+
+    Example: lab cancel runs/mine prefix_lm-d64 (all whose ids begin so)
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+        runs: ids of runs, or beginnings of ids
+    """
+    store = Store(study_directory(study))
+    if not runs:
+        raise ValueError("runs: name those that are not to be trained; `lab status` lists them")
+    print(f"{store.cancel(matching(store, runs))} runs cancelled; `lab retry STUDY RUN` takes one back")
+
+
+def gc(study: Name, /, last: bool = False, dry: bool = False) -> None:
+    """Delete the checkpoints of runs that have ended; results, metrics and logs stay.
+
+    Example: lab gc runs/quickstart --dry
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+        last: the last one too, after which `lab sample` has nothing to sample from
+        dry: only say what would go
+    """
+    store = Store(study_directory(study))
+    freed = runs = 0
+    for s in store.status():
+        if s.state not in ("done", "diverged", "cancelled"):
+            continue
+        doomed = [
+            path for path in _checkpoints(store.directory(s.run_id), last=last or s.state != "done") if path.exists()
+        ]
+        freed += sum(file.stat().st_size for path in doomed for file in path.rglob("*") if file.is_file())
+        runs += bool(doomed)
+        for path in doomed if not dry else ():
+            shutil.rmtree(path)
+    print(f"{freed / 2**20:,.1f} MiB of {runs} runs {'would be' if dry else 'were'} freed")
+
+
+def _checkpoints(run_dir: Path, *, last: bool) -> list[Path]:
+    """Directories of checkpoints of a run that has ended: of all attempts but the last, or of all."""
+    newest, *earlier = records.attempts(run_dir)
+    everything = [place / name for place in earlier for name in (DIRECTORY, CHECKSUMS, DAMAGED)] + [newest / DAMAGED]
+    if last:
+        return [*everything, newest / DIRECTORY, newest / CHECKSUMS]
+    steps = sorted((path for path in (newest / DIRECTORY).glob("*") if path.name.isdigit()), key=lambda p: int(p.name))
+    return [*everything, *steps[:-1]]
+
+
+def export(study: Name, /, out: Path | None = None) -> None:
+    """Write one row for every run to one parquet (or .csv) file: what was planned, what was spent, how it ended.
+
+    Example: lab export runs/quickstart --out quickstart.parquet
+
+    Args:
+        study: a study's directory, or the name of a study under runs/
+        out: where to (default: runs.parquet in the study's directory)
+    """
+    from analysis import frame
+
+    store = Store(study_directory(study))
+    store.status()  # copies what a publisher that died left to copy
+    table = frame.load(store.root)
+    path = out or store.root / "runs.parquet"
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"out = {path}: end it in .parquet or .csv")
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path, index=False)
+    print(f"{len(table)} rows: {path}")
+
+
+def matching(store: Store, beginnings: tuple[str, ...], *, one: bool = False) -> list[str]:
+    """Ids of the plan that begin so; raises ValueError for a beginning of none, or of several where `one` is wanted."""
+    found: dict[str, None] = {}
+    for beginning in beginnings:
+        ids = [beginning] if beginning in store.runs else [i for i in store.runs if i.startswith(beginning)]
+        if not ids or (one and len(ids) > 1):
+            what = (
+                "none of its runs begins so" if not ids else f"{len(ids)} runs begin so, such as {ids[0]} and {ids[1]}"
+            )
+            raise ValueError(f"run = {beginning!r}: {what}; `lab status {store.root}` lists them")
+        found.update(dict.fromkeys(ids))
+    return list(found)
+
+
+def study_directory(study: str) -> Path:
+    """Of a study's directory, or of the name of a study under runs/."""
+    for candidate in (Path(study), Path("runs") / study):
+        if (candidate / records.PLAN).exists():
+            return candidate
+    raise ValueError(
+        f"{study}: no {records.PLAN} there nor under runs/{study}; give the directory that `lab run` wrote"
+    )

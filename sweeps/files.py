@@ -1,0 +1,174 @@
+"""Where a study's small files lie: a directory, or an object store that fsspec reaches. Names are relative, with '/'.
+
+What the store needs of either: whole files or none, and `create`, of which exactly one of many callers wins. A directory gives
+that by a hard link to a whole file (one system call, on NFS too); gs:// and s3:// by a conditional put, which fsspec calls
+mode "create". Other schemes have no such thing and serve one worker.
+"""
+
+import contextlib
+import errno
+import os
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+UNSUPPORTED = (errno.EPERM, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what a file system says to links and locks
+CONDITIONAL_PUT = ("s3", "s3a", "gs", "gcs", "memory")
+
+
+class Files(Protocol):
+    """exclusive: whether `create` has one winner, so that several workers may share the study."""
+
+    exclusive: bool
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole and durable, or not at all."""
+        ...
+
+    def create(self, name: str, content: bytes) -> bool:
+        """As write, but only where there is no such file; False where there is one."""
+        ...
+
+    def append(self, name: str, line: bytes) -> None: ...
+
+    def names(self, directory: str) -> list[str]:
+        """What lies in it; nothing where it is not there."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def remove(self, name: str) -> None:
+        """Does nothing where it is not there."""
+        ...
+
+
+class Directory:
+    exclusive = True
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        temporary = self._temporary(name, content)
+        try:
+            temporary.replace(self.path(name))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def create(self, name: str, content: bytes) -> bool:
+        target = self.path(name)
+        temporary = self._temporary(name, content)
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            # NFS may have done it and lost the answer; then ours has two names (link(2), open(2) on O_EXCL).
+            return temporary.stat().st_nlink == 2
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            raise ValueError(f"{self.root}: claims need hard links, not on this file system; use --out") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def _temporary(self, name: str, content: bytes) -> Path:
+        target = self.path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def append(self, name: str, line: bytes) -> None:
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        with self.path(name).open("ab") as file:
+            file.write(line)
+
+    def names(self, directory: str) -> list[str]:
+        try:
+            return [path.name for path in os.scandir(self.path(directory))]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def remove(self, name: str) -> None:
+        self.path(name).unlink(missing_ok=True)
+
+
+class Objects:
+    """root: such as gs://bucket/studies/one."""
+
+    def __init__(self, root: str):
+        import fsspec
+
+        self.root = root.rstrip("/")
+        scheme = self.root.partition("://")[0]
+        try:
+            self.system, self.prefix = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{root}: {error}; a directory needs nothing, gs:// gcsfs, s3:// s3fs") from error
+        self.exclusive = scheme in CONDITIONAL_PUT
+
+    def __str__(self) -> str:
+        return self.root
+
+    def path(self, name: str) -> str:
+        return f"{self.prefix}/{name}"
+
+    def read(self, name: str) -> bytes:
+        return self.system.cat_file(self.path(name))
+
+    def write(self, name: str, content: bytes) -> None:
+        self.system.pipe_file(self.path(name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        try:
+            self.system.pipe_file(self.path(name), content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def append(self, name: str, line: bytes) -> None:
+        """By writing it anew: for small files of one writer."""
+        before = self.read(name) if self.exists(name) else b""
+        self.write(name, before + line)
+
+    def names(self, directory: str) -> list[str]:
+        try:
+            found = self.system.ls(self.path(directory), detail=False)
+        except FileNotFoundError:
+            return []
+        return [name.rstrip("/").rpartition("/")[2] for name in found]
+
+    def exists(self, name: str) -> bool:
+        return self.system.exists(self.path(name))
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.system.rm_file(self.path(name))
+
+
+def files_at(root: Path | str) -> Files:
+    return Objects(root) if isinstance(root, str) and "://" in root else Directory(Path(root))

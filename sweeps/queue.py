@@ -1,0 +1,93 @@
+"""Which run a worker takes next. Looks at a window of the plan, never at all of it, so that a claim costs the same in a study
+of 100,000 runs as in one of ten."""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sweeps.claim import Claim
+from sweeps.store import Store
+
+log = logging.getLogger(__name__)
+WINDOW = 512  # runs that are looked at together; those of one program are then taken one after another
+
+Row = dict[str, Any]
+
+
+class Queue:
+    """The runs of a study that this worker has not seen ended, in the plan's order.
+
+    What other workers hold goes to the end and is looked at again, since they may die.
+    """
+
+    def __init__(self, store: Store):
+        self.store = store
+        store.index.refresh()
+        begun = set(store.files.names("runs"))
+        left = (run_id for run_id in store.runs if not (run_id in store.index and run_id in begun))
+        self._later: deque[str] = deque(left)
+        self._window: dict[str, Row] = {}
+        self._held: dict[str, Row] = {}
+        self.program: dict[str, str] = {}  # of the runs that were looked at
+
+    def __bool__(self) -> bool:
+        """Whether a run may still have to be trained."""
+        return bool(self._window or self._later or self._held)
+
+    def next(self, preference: Callable[[Row], Any]) -> Claim | None:
+        """Claims the run of the window that `preference` puts first (then the plan's order); None if all are held or ended."""
+        while True:
+            while self._later and len(self._window) < WINDOW:
+                run_id = self._later.popleft()
+                self._window[run_id] = row = self.store.runs[run_id]
+                self.program[run_id] = program_of(row)
+            if not self._window:
+                break
+            row = min(self._window.values(), key=preference)  # the first of equals
+            if (claim := self._claim(row)) is not None:
+                return claim
+        self.store.index.refresh()
+        for row in sorted(list(self._held.values()), key=preference):
+            if (claim := self._claim(row)) is not None:
+                return claim
+        return None
+
+    def like(self, row: Row, most: int) -> Iterator[Claim]:
+        """Claims up to `most` more runs of the window that share a program with `row`."""
+        for other in self._like(row)[:most]:
+            if (claim := self._claim(other)) is not None:
+                yield claim
+
+    def count_like(self, row: Row) -> int:
+        """Runs of the window that share a program with `row`."""
+        return len(self._like(row))
+
+    def _like(self, row: Row) -> list[Row]:
+        program = self.program[row["run_id"]]
+        return [other for run_id, other in self._window.items() if self.program[run_id] == program]
+
+    def back(self, claim: Claim) -> None:
+        """It was released without an end."""
+        self._held[claim.run_id] = claim.row
+
+    def _claim(self, row: Row) -> Claim | None:
+        run_id = row["run_id"]
+        self._window.pop(run_id, None)
+        self._held.pop(run_id, None)
+        try:
+            claim = self.store.claim(run_id)
+            if claim is None and not self.store.ended(run_id):
+                self._held[run_id] = row
+        except ValueError as error:
+            log.error("%s is left out: %s", run_id, error)
+            return None
+        return claim
+
+
+def program_of(row: Row) -> str:
+    """What two runs share that one compiled program serves: all but seeds, budget, evaluation and the optimizer's numbers."""
+    run = row["run"]
+    parts = {name: run[name] for name in ("structure", "shape", "options", "objective", "batch", "precision")}
+    return json.dumps([parts, run["optimizer"]["name"], run["data"]["tokenizer"]], sort_keys=True)
