@@ -1,7 +1,7 @@
 """Many runs: `plan(study)` solves them, `run(plan)` trains them and goes on where it was stopped."""
 
 from sweeps.execute import run
-from sweeps.launch.worker import Settings
+from sweeps.launch.settings import Settings
 from sweeps.plan import Plan, plan
 from sweeps.study import Match, Study, arm, corpus, load
 

@@ -120,4 +120,8 @@ class Claim:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        try:
+            self.release()
+        except OSError as error:
+            # It beats no more, and so is given up after a lease.
+            log.warning("%s: the claim could not be released: %s", self.run_id, error)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab.data import load
 from sweeps.launch import local
-from sweeps.launch.worker import Settings
+from sweeps.launch.settings import Settings
 from sweeps.plan import Plan
 from sweeps.store import Store
 

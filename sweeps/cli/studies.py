@@ -12,7 +12,7 @@ from rich.table import Table
 from lab import records
 from sweeps.cli.control import count, study_directory
 from sweeps.launch import local
-from sweeps.launch.worker import Settings
+from sweeps.launch.settings import Settings
 from sweeps.plan import Plan
 from sweeps.plan import plan as make_plan
 from sweeps.store import Store

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps.launch.worker import Settings
+from sweeps.launch.settings import Settings
 from sweeps.store import Store
 
 RESTARTS = 3  # of one worker slot, before it is given up: a machine that kills everything is not fought

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,46 +20,15 @@ from lab import spec
 from lab.preemption import AGAIN, SIGNALS, Superseded
 from lab.spec import Run
 from sweeps.claim import Claim
+from sweeps.launch.settings import Settings
 from sweeps.queue import Queue
-from sweeps.store import LEASE_SECONDS, Reason, Store
+from sweeps.store import Reason, Store
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 LOG = "log.txt"
 # What a full, read-only, broken or forbidden disk says, and a process with too many open files.
 TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How workers of a study work; none of it changes what is trained.
-
-    pack: runs of one program that train side by side (default: by device). mesh: devices along data, fsdp and tensor for each
-    run. lease: seconds of silence after which a worker is given up. hang: seconds without a step after which a run has
-    failed. checkpoint: seconds between checkpoints. most_flops: no run is begun once the study has spent so many. until: nor
-    after this time, in seconds since 1970.
-    """
-
-    pack: int | None = None
-    mesh: str | None = None
-    lease: float = LEASE_SECONDS
-    hang: float = 1800.0
-    checkpoint: float = 60.0
-    most_flops: float | None = None
-    until: float | None = None
-
-    def __post_init__(self):
-        for name in ("pack", "lease", "hang", "checkpoint", "most_flops", "until"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} = {value}: use a number above 0")
-
-    def command(self, study: Path | str, *, workers: int, cores: Sequence[int] = ()) -> list[str]:
-        """What starts one of `workers` workers."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-        pinned = [f"--cores={','.join(map(str, cores))}"] if cores else []
-        return [sys.executable, "-m", "sweeps.launch.worker", str(study), f"--workers={workers}", *pinned, *options]
 
 
 class Trainer(Protocol):
@@ -186,7 +155,8 @@ def _logged(claim: Claim) -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()
 
 
 @contextlib.contextmanager
@@ -212,6 +182,15 @@ def _reason(error: Exception) -> Reason:
     from lab.attempt import OutOfMemory
 
     return "out_of_memory" if isinstance(error, (MemoryError, OutOfMemory)) else "error"
+
+
+def _work_on_this_machine(*given: Any, **options: Any) -> None:
+    """`work`, where what the file system says outside of a run is this machine's trouble too."""
+    try:
+        work(*given, **options)
+    except OSError as error:
+        _raise_trouble(error)
+        raise
 
 
 def _raise_trouble(error: BaseException) -> None:
@@ -245,6 +224,7 @@ def main() -> None:
         # Before JAX starts: it makes as many threads as it sees cores.
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.raiseExceptions = False  # a log that can not be written stops nothing
     import jax
 
     from lab import hardware
@@ -274,7 +254,7 @@ def main() -> None:
         )
 
     try:
-        work(
+        _work_on_this_machine(
             store,
             train,
             program_key,
@@ -286,7 +266,7 @@ def main() -> None:
             until=settings.until,
         )
     except MachineTrouble as trouble:
-        log.error("%s", trouble)
+        log.error("%s: %s", store.root, trouble)
         sys.exit(os.EX_IOERR)
 
 

@@ -19,7 +19,7 @@ import sweeps
 from lab import records
 from lab.spec import Optimizer
 from sweeps.launch import local
-from sweeps.launch.worker import Settings
+from sweeps.launch.settings import Settings
 from sweeps.store import Store
 
 STUDY = """
