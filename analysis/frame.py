@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lab import records, spec
+from lab import plan_file, records, spec
 
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
 SPENT = (*CONVENTIONS, "tokens", "steps")
@@ -29,7 +29,7 @@ def load(path: str | Path) -> pd.DataFrame:
     with the plan, or are of another schema.
     """
     study = Path(path)
-    plan = records.read_plan(study)
+    plan = plan_file.read(study)
     where = study / records.PLAN
     try:
         name, arms, baseline = (plan["study"][key] for key in ("name", "arms", "baseline"))

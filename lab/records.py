@@ -80,13 +80,6 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def read_plan(study: Path) -> dict[str, Any]:
-    path = Path(study) / PLAN
-    if not path.exists():
-        raise ValueError(f"{study}: no {PLAN} here; give the directory that `lab run` or `lab plan --out` wrote")
-    return read_json(path)
-
-
 class MetricsWriter:
     """metrics.jsonl, which begins with the lines `kept` (of a run that goes on: those up to its checkpoint)."""
 

@@ -320,17 +320,22 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+@functools.cache
+def _fields(kind: type) -> tuple[tuple[str, bool], ...]:
+    """Name of each field, and whether it is declared a float."""
+    hints = _hints(kind)
+    return tuple((f.name, float in (hints[f.name], *get_args(hints[f.name]))) for f in dataclasses.fields(kind))
+
+
 def _encode(value: Any) -> dict[str, Any]:
-    hints = _hints(type(value))
     encoded = {}
-    for item in dataclasses.fields(value):
-        content = getattr(value, item.name)
-        if dataclasses.is_dataclass(content):
-            encoded[item.name] = _encode(content)
-        elif content is not None and float in (hints[item.name], *get_args(hints[item.name])):
-            encoded[item.name] = float(content)
-        else:
-            encoded[item.name] = content
+    for name, is_float in _fields(type(value)):
+        content = getattr(value, name)
+        if is_float:
+            content = None if content is None else float(content)
+        elif dataclasses.is_dataclass(content):
+            content = _encode(content)
+        encoded[name] = content
     return encoded
 
 

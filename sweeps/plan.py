@@ -2,8 +2,10 @@
 
 import dataclasses
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from lab import cost, hardware, records
@@ -11,6 +13,7 @@ from lab.data import count_windows, describe
 from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
 from lab.memory import Memory, predict
+from lab.plan_file import Rows
 from lab.spec import Run, Seed, to_json
 from lab.structure import canonical
 from sweeps import ladder, match
@@ -43,7 +46,7 @@ class Plan:
     runs: tuple[PlannedRun, ...]
     warnings: tuple[str, ...]
 
-    @property
+    @cached_property
     def unique(self) -> dict[str, PlannedRun]:
         """One row for each run that will be trained, in the plan's order."""
         unique: dict[str, PlannedRun] = {}
@@ -53,8 +56,9 @@ class Plan:
 
     def programs(self) -> int:
         """Shapes to compile: runs that differ only in budget, rate or seed share one."""
-        return len(self.groups())
+        return len(self.groups)
 
+    @cached_property
     def groups(self) -> list[tuple[str, ...]]:
         """Ids of runs that one compiled program serves, and that can train side by side."""
         found: dict[tuple[Any, ...], list[str]] = {}
@@ -64,7 +68,7 @@ class Plan:
 
     def memory(self, kind: str = "cpu", *, limit: int | None = None) -> tuple[Memory, Execution, PlannedRun]:
         """Predicted for the run that takes most, with the settings that suit devices of this kind and memory."""
-        one_each = [self.unique[ids[0]] for ids in self.groups()]
+        one_each = [self.unique[ids[0]] for ids in self.groups]
         found = [(row, hardware.choose(row.run, _vocabulary(row.run), kind, limit=limit)) for row in one_each]
         sized = [(predict(row.run, _vocabulary(row.run), settings), settings, row) for row, settings in found]
         return max(sized, key=lambda item: item[0].total)
@@ -76,7 +80,12 @@ class Plan:
     def seconds(self, workers: int, kind: str = "cpu") -> float:
         """Estimated seconds for all runs on `workers` cores or accelerators, compilation included."""
         compiling = self.programs() * hardware.COMPILE_SECONDS[kind]
-        training = sum(hardware.estimate_seconds(r.run, _vocabulary(r.run), kind) for r in self.unique.values())
+        cells = Counter((row.arm, row.budget, row.rung) for row in self.unique.values())
+        first = {(row.arm, row.budget, row.rung): row.run for row in self.unique.values()}
+        training = sum(
+            count * hardware.estimate_seconds(first[cell], _vocabulary(first[cell]), kind)
+            for cell, count in cells.items()
+        )
         return (training + compiling) / workers
 
     def to_json(self) -> dict[str, Any]:
@@ -99,12 +108,15 @@ class Plan:
                 },
                 "notes": [*study.notes, *self.warnings],
             },
-            "runs": [
-                {**{f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name not in ("run", "planned")},
-                 "learning_rate": row.run.optimizer.learning_rate, "planned": dict(row.planned), "run": to_json(row.run)}
-                for row in self.runs
-            ],
-        }  # fmt: skip
+            "runs": Rows([row.run_id for row in self.runs], lambda index: _row(self.runs[index])),
+        }
+
+
+def _row(planned: PlannedRun) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(planned) if f.name not in ("run", "planned")]
+    about = {name: getattr(planned, name) for name in names}
+    return {**about, "learning_rate": planned.run.optimizer.learning_rate, "planned": dict(planned.planned),
+            "run": to_json(planned.run)}  # fmt: skip
 
 
 def plan(study: Study) -> Plan:
@@ -181,6 +193,7 @@ def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: f
     V = _vocabulary(run)
     planned = cost.planned(run, V)
     windows = count_windows(run.data, run.objective.length)[0]
+    seconds = hardware.estimate_seconds(run, V)
     rates = study.learning_rate if isinstance(study.learning_rate, tuple) else (run.optimizer.learning_rate,)
     for replicate in range(study.replicates(budget, rung)):
         for rate in rates:
@@ -197,7 +210,7 @@ def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: f
                 replicate=replicate,
                 residual=off,
                 epochs=planned["steps"] * run.batch / windows,
-                seconds_estimated=hardware.estimate_seconds(run, V),
+                seconds_estimated=seconds,
                 planned=planned,
                 run=seeded,
             )
@@ -250,14 +263,14 @@ def _check_epochs(study: Study, rows: list[PlannedRun]) -> list[str]:
 def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
     """Arms whose dials have no effect at some rung, so that they are one function there."""
     said = set()
-    cells: dict[tuple[float, int], list[PlannedRun]] = {}
+    cells: dict[tuple[float, int], dict[str, PlannedRun]] = {}
     for row in rows:
-        if row.replicate == 0:
-            cells.setdefault((row.budget, row.rung), []).append(row)
-    for (_, rung), members in cells.items():
+        cells.setdefault((row.budget, row.rung), {}).setdefault(row.arm, row)
+    for (_, rung), of_arms in cells.items():
+        members = list(of_arms.values())
         for i, a in enumerate(members):
             for b in members[i + 1 :]:
-                if a.arm != b.arm and a.run.objective == b.run.objective and a.run.shape == b.run.shape:
+                if a.run.objective == b.run.objective and a.run.shape == b.run.shape:
                     one, other = (canonical(x.run.structure, L=x.run.shape.L, S=x.run.objective.S, loss=x.run.objective.loss)
                                   for x in (a, b))  # fmt: skip
                     if one == other:

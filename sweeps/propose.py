@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from lab import cost, records, spec
+from lab import cost, plan_file, spec
 from lab.data.tokenizers import TOKENIZERS
 from lab.spec import Run, Seed, Shape
 from sweeps import ladder
@@ -55,7 +55,7 @@ class Asked:
 def read(directory: str | Path) -> Written:
     """The plan in a study's directory; it can be shown and run. Its study is made of what the plan says: sizes and budgets
     are those of its runs, and it has no learning-rate rule."""
-    content = records.read_plan(Path(directory))
+    content = plan_file.read(Path(directory))
     about = content["study"]
     rows = tuple(_planned_run(row) for row in content["runs"])
     if not rows:

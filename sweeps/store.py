@@ -27,7 +27,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from lab import records, spec
+from lab import plan_file, records, spec
+from lab.plan_file import Rows
 from sweeps.claim import HEARTBEAT, Claim
 from sweeps.files import UNSUPPORTED, Files, files_at
 from sweeps.history import Event, History, Owner
@@ -81,22 +82,25 @@ class Store:
 
         Refuses another study's directory, and, without `replace`, a plan that no longer has runs which were begun.
         """
-        for row in plan["runs"]:
-            _check_name("run_id", row["run_id"])
-        if not (self.root / records.PLAN).exists():
-            strange = [p.name for p in self.root.glob("*") if p.name not in OWN] if self.root.exists() else []
+        ids = [row["run_id"] for row in plan["runs"]] if not isinstance(plan["runs"], Rows) else plan["runs"].ids
+        for run_id in ids:
+            _check_name("run_id", run_id)
+        text = plan_file.to_text(plan)
+        if not self.files.exists(records.PLAN):
+            strange = [name for name in self.files.names("") if name not in OWN]
             if strange:
                 raise ValueError(f"{self.root}: no study's directory, it holds {strange[0]}; give a new one (--out)")
-            records.write_json(self.root / records.PLAN, plan)
-            return f"new plan of {len(plan['runs'])} rows"
-        old = records.read_plan(self.root)
+            self.files.write(records.PLAN, text)
+            return f"new plan of {len(ids)} rows"
+        before_text = self.files.read(records.PLAN)
+        old = plan_file.from_text(before_text, f"{self.files}/{records.PLAN}")
         if old["study"]["name"] != plan["study"]["name"]:
             raise ValueError(
                 f"{self.root}: holds study {old['study']['name']!r}, not {plan['study']['name']!r}; "
                 "two studies can not share a directory: give another --out"
             )
-        before, after = ({row["run_id"] for row in p["runs"]} for p in (old, plan))
-        begun = sorted(i for i in before - after if self.directory(i).exists())
+        before, after = set(old["runs"].ids), set(ids)
+        begun = sorted((before - after) & set(self.files.names("runs")))
         difference = f"{len(after - before)} runs added, {len(before - after)} dropped, {len(before & after)} kept"
         if begun and not replace:
             raise ValueError(
@@ -104,24 +108,20 @@ class Store:
                 f"({', '.join(begun[:3])}{', ...' if len(begun) > 3 else ''}). --replace-plan plans anew and keeps their "
                 "directories; --out DIR leaves this study as it is"
             )
-        if old != plan:
-            records.write_json(self.root / records.PLAN, plan)
+        if before_text != text:
+            self.files.write(records.PLAN, text)
             for cached in ("plan", "runs"):
                 self.__dict__.pop(cached, None)
         return difference
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        return records.read_plan(self.root)
+        return plan_file.read(self.root)
 
     @cached_property
-    def runs(self) -> dict[str, dict[str, Any]]:
-        """One row of the plan for each run, in order."""
-        unique: dict[str, dict[str, Any]] = {}
-        for row in self.plan["runs"]:
-            _check_name("run_id", row["run_id"])
-            unique.setdefault(row["run_id"], row)
-        return unique
+    def runs(self) -> Mapping[str, dict[str, Any]]:
+        """One row of the plan for each run, in order; parsed when it is asked for."""
+        return _ByRun(self.plan["runs"])
 
     def directory(self, run_id: str) -> Path:
         return records.run_directory(self.root, run_id)
@@ -426,6 +426,28 @@ class Store:
             held_by=f"{last.owner.host} process {last.owner.pid}" if running else "",
             attempts=attempts,
         )
+
+
+class _ByRun(Mapping[str, dict[str, Any]]):
+    """The first of a plan's rows for each run: an A/A comparison has two."""
+
+    def __init__(self, rows: Rows):
+        self._rows, self._index = rows, {}
+        for index, run_id in enumerate(rows.ids):
+            _check_name("run_id", run_id)
+            self._index.setdefault(run_id, index)
+
+    def __getitem__(self, run_id: str) -> dict[str, Any]:
+        return self._rows[self._index[run_id]]
+
+    def __contains__(self, run_id: object) -> bool:
+        return run_id in self._index
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
 
 
 def _status_of(e: Ended) -> Status:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import records, spec
+from lab import plan_file, records, spec
 from lab.data.tokenizers import TOKENIZERS
 from sweeps.ladder import Size
 
@@ -45,7 +45,7 @@ def power_law(sizes: Sequence[float], rates: Sequence[float]) -> tuple[float, fl
 def cells(study: Path) -> dict[tuple[str, int, float], list[tuple[float, float]]]:
     """(arm, D, body FLOPs per token) -> [(learning rate, held-out loss)] of a study's runs; diverged ones are left out."""
     found: dict[tuple[str, int, float], list[tuple[float, float]]] = {}
-    for row in records.read_plan(study)["runs"]:
+    for row in plan_file.read(study)["runs"]:
         result = records.read_result(records.run_directory(study, row["run_id"]))
         if result is None:
             raise ValueError(f"{study}: {row['run_id']} has not ended; `lab run` goes on")

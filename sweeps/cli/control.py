@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import records
-from lab.checkpoint import CHECKSUMS, DAMAGED, DIRECTORY
 from sweeps.launch.worker import LOG
 from sweeps.store import Status, Store
 
@@ -153,6 +152,8 @@ def gc(study: Name, /, last: bool = False, dry: bool = False) -> None:
 
 def _checkpoints(run_dir: Path, *, last: bool) -> list[Path]:
     """Directories of checkpoints of a run that has ended: of all attempts but the last, or of all."""
+    from lab.checkpoint import CHECKSUMS, DAMAGED, DIRECTORY
+
     newest, *earlier = records.attempts(run_dir)
     everything = [place / name for place in earlier for name in (DIRECTORY, CHECKSUMS, DAMAGED)] + [newest / DAMAGED]
     if last:

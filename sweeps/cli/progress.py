@@ -13,6 +13,7 @@ from sweeps.plan import Plan
 from sweeps.store import Status, Store
 
 REPORT_SECONDS = 20.0  # between lines where there is no terminal
+REST = 20.0  # times as long as it took to look at the study, it is left alone: 100,000 runs take a second to look at
 WINDOW_SECONDS = 60.0  # over which a run's speed is measured
 
 
@@ -20,7 +21,7 @@ class Display:
     """Call it with the store about twice a second."""
 
     def __init__(self, plan: Plan, console: Console):
-        self.console, self.began, self.reported = console, time.monotonic(), 0.0
+        self.console, self.began, self.reported, self.due = console, time.monotonic(), 0.0, 0.0
         self.rows = plan.unique
         self.seconds = {i: row.seconds_estimated for i, row in self.rows.items()}
         self.first_share: float | None = None
@@ -44,7 +45,13 @@ class Display:
         self.live.stop()
 
     def __call__(self, store: Store) -> None:
-        statuses = store.status()
+        began = time.monotonic()
+        if began < self.due:
+            return
+        self._show(store.status())
+        self.due = time.monotonic() + REST * (time.monotonic() - began)
+
+    def _show(self, statuses: list[Status]) -> None:
         share = sum(self.seconds[s.run_id] * s.share for s in statuses) / sum(self.seconds.values())
         if self.first_share is None:
             self.first_share = share

@@ -13,7 +13,7 @@ from lab import records
 from sweeps.cli.control import count, study_directory
 from sweeps.launch import local
 from sweeps.launch.settings import Settings
-from sweeps.plan import Plan
+from sweeps.plan import Plan, PlannedRun
 from sweeps.plan import plan as make_plan
 from sweeps.store import Store
 from sweeps.study import load
@@ -171,20 +171,17 @@ def show(plan: Plan, console: Console) -> None:
     """The plan as a table: what each cell costs, how nearly it matches, and what it is trained with."""
     table = Table("arm", "budget", "rung", "D x L", "body", "steps", "tokens", "epochs", "rate", "residual", "s", "seeds",
                   box=None, pad_edge=False, title=plan.study.question, title_justify="left")  # fmt: skip
+    cells: dict[tuple[object, ...], list[PlannedRun]] = {}
     for row in plan.runs:
-        if row.replicate:
-            continue
-        cell = [
-            r
-            for r in plan.runs
-            if (r.arm, r.budget, r.rung, r.run.optimizer) == (row.arm, row.budget, row.rung, row.run.optimizer)
-        ]
+        cells.setdefault((row.arm, row.budget, row.rung, row.run.optimizer), []).append(row)
+    for row, *others in cells.values():
         shape, planned = row.run.shape, row.planned
         depth = f"{shape.L_input}+{shape.L}" if row.run.structure.stacks == "separate" else str(shape.L)
         table.add_row(
             row.arm, f"{row.budget:.3g}", str(row.rung), f"{shape.D} x {depth}", f"{planned['6nd'] / 6 / planned['tokens']:,.0f}",
             f"{planned['steps']:,}", f"{planned['tokens']:.3g}", f"{row.epochs:.3f}",
-            f"{row.run.optimizer.learning_rate:.3g}", f"{row.residual:+.2%}", f"{row.seconds_estimated:.0f}", str(len(cell)),
+            f"{row.run.optimizer.learning_rate:.3g}", f"{row.residual:+.2%}", f"{row.seconds_estimated:.0f}",
+            str(1 + len(others)),
         )  # fmt: skip
     console.print(table)
     unique = plan.unique.values()
@@ -197,7 +194,7 @@ def show(plan: Plan, console: Console) -> None:
     )
     needed, settings, most = plan.memory()
     console.print(
-        f"up to {max(map(len, plan.groups()))} runs of one shape, which an accelerator trains side by side; the largest program, "
+        f"up to {max(map(len, plan.groups))} runs of one shape, which an accelerator trains side by side; the largest program, "
         f"{most.arm} D={most.run.shape.D}, takes about {needed.total / 2**20:,.0f} MiB"
         + (f" in {settings.microbatches} microbatches" if settings.microbatches > 1 else "")
         + (" with remat" if settings.remat else ""),

@@ -8,12 +8,12 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-from lab import hardware, records, spec
+from lab import hardware, plan_file, records, spec
 
 
 def main(study: Path) -> None:
     by_width = defaultdict(list)
-    for row in records.read_plan(study)["runs"]:
+    for row in plan_file.read(study)["runs"]:
         result = records.read_result(records.run_directory(study, row["run_id"]))
         if result is None or result["status"] != "done":
             continue

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import sweeps
-from lab import cost, records
+from lab import cost, plan_file, records
 from sweeps import propose
 from sweeps.cli import futures
 from sweeps.store import Store
@@ -129,21 +129,21 @@ def test_design_after_a_table_proposes_runs_within_the_budget(table, capsys, tmp
 
 
 def test_design_of_a_study_extends_its_plan_by_runs_that_are_legal(study, capsys):
-    before = records.read_plan(study)["runs"]
+    before = plan_file.read(study)["runs"]
     options = {"arms": ("encoder_decoder", "decoder_only"), "shared": ("E", "alpha", "beta"), "budget_flops": 3e11,
                "runs": 3, "target": "difference", "draws": 200, "method": "sandwich"}  # fmt: skip
     futures.design(str(study), **options)
-    assert records.read_plan(study)["runs"] == before and "--write adds these runs" in capsys.readouterr().out
+    assert plan_file.read(study)["runs"] == before and "--write adds these runs" in capsys.readouterr().out
     futures.design(str(study), write=True, **options)
     out = " ".join(capsys.readouterr().out.split())
-    after = records.read_plan(study)["runs"]
+    after = plan_file.read(study)["runs"]
     assert after[: len(before)] == before and 1 <= len(after) - len(before) <= 3
     assert "sizes within 0.00% of those asked for" in out and f"lab run {study}" in out.replace("\n", "")
     for row in propose.read(study).runs[len(before) :]:
         assert dict(row.planned) == cost.planned(row.run, 260) and abs(row.residual) <= 0.01
     # Once more, with the added runs not done yet: they are not proposed as the same runs again.
     futures.design(str(study), write=True, **options)
-    runs = [row["run_id"] for row in records.read_plan(study)["runs"]]
+    runs = [row["run_id"] for row in plan_file.read(study)["runs"]]
     assert len(set(runs)) == len(runs)
 
 

@@ -205,7 +205,7 @@ def test_the_corpus_is_planned_by_its_hash(tmp_path):
 def test_runs_are_grouped_by_the_program_that_serves_them(mine):
     """Budgets, rates and seeds do not part them; what the worker asks, the program's key, says the same."""
     plan = sweeps.plan(replace(mine, seeds=2))
-    groups = plan.groups()
+    groups = plan.groups
     assert sorted(i for ids in groups for i in ids) == sorted(plan.unique) and len(groups) == plan.programs()
     keys = [{program_key(plan.unique[i].run) for i in ids} for ids in groups]
     assert all(len(key) == 1 for key in keys) and len(set.union(*keys)) == len(groups)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import sweeps
-from lab import cost, records
+from lab import cost, plan_file, records
 from lab.spec import from_json
 from sweeps import ladder, propose
 from sweeps.store import Store
@@ -50,7 +50,7 @@ def body(run):
 def test_a_written_plan_is_read_back_whole(mine):
     study, directory = mine
     again = propose.read(directory)
-    assert again.to_json() == records.read_plan(directory)
+    assert again.to_json() == plan_file.read(directory)
     assert again.runs == sweeps.plan(study).runs
     assert again.study.budgets == study.budgets and again.study.name == "mine"
     assert propose.study_of(directory) == study
@@ -106,11 +106,11 @@ def test_sizes_between_the_rungs_get_the_nearest_legal_shape(mine):
 
 def test_the_extended_plan_runs_what_is_missing_and_keeps_the_rest(mine, monkeypatch):
     study, directory = mine
-    before = records.read_plan(directory)
+    before = plan_file.read(directory)
     table = pd.DataFrame({"arm": ["decoder_only"], "N": [1000.0], "budget": [1e8]})
     asked = propose.runs(study, table, propose.read(directory).runs)
     plan = propose.extended(directory, study, [one.row for one in asked], "1 run added")
-    assert records.read_plan(directory) == before
+    assert plan_file.read(directory) == before
     assert "1 runs added, 0 dropped" in propose.write(directory, plan)
     after = propose.read(directory)
     assert after.content["runs"][:-1] == before["runs"] and after.content["study"]["notes"][-1] == "1 run added"

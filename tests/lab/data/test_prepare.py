@@ -117,7 +117,8 @@ def test_the_held_out_share_is_about_what_was_asked_for():
 def test_an_unchanged_corpus_is_not_read_again(folder, monkeypatch):
     first = describe("text", folder)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda self: pytest.fail(f"read {self}"))
+        read = Path.read_bytes
+        patch.setattr(Path, "read_bytes", lambda self: pytest.fail(f"{self}") if self.suffix == ".txt" else read(self))
         assert describe("text", folder) == first
     (folder / "0.txt").write_text("changed")
     assert describe("text", folder).data.manifest != first.data.manifest
