@@ -296,12 +296,21 @@ def read_run(path: Path) -> Run:
     """Reads run.json; errors name the file."""
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: no such file; `lab plan STUDY --out DIR` writes plans, and each run's directory holds a run.json"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    return from_text(text, path)
+
+
+def from_text(text: bytes, path: Path | str) -> Run:
+    """As read_run, of what was read from `path`."""
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     try:
         return from_json(content)

@@ -1,5 +1,6 @@
 """One attempt at a run, as its worker holds it: a heartbeat, and a look at whether it is still the one that counts."""
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -14,6 +15,7 @@ from lab import records
 from lab.preemption import AGAIN
 from sweeps.files import Files
 from sweeps.history import Event, History, Kind
+from sweeps.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +44,21 @@ class Claim:
         beat_seconds: float,
         hang_seconds: float | None = None,
         hung: Callable[["Claim"], None] | None = None,
+        mirror: Mirror | None = None,
     ):
         self.row, self.history, self.event, self.earlier = row, history, event, earlier
         self.run_id: str = row["run_id"]
         self.attempt = event.number
-        self.directory, self.run_dir = directory, run_dir  # of the run, in the store; of this attempt, where it trains
+        self.run_dir = run_dir  # of this attempt, where it trains
+        self._name = f"{directory}/{event.directory}"  # the same, in the store
+        self._run, self._ended = directory, False
         self.lost = threading.Event()
         self.hang_seconds, self.hung = hang_seconds, hung
         self._files, self._beat, self._beat_seconds, self._over = files, 0, beat_seconds, False
         self._moved = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._mirror, self._mirroring = mirror, contextlib.ExitStack()
 
     def progress(self) -> None:
         self._moved = time.monotonic()
@@ -64,7 +70,7 @@ class Claim:
             return False
         self._beat += 1
         content = {"schema": records.SCHEMA, "beat": self._beat}
-        self._files.write(f"{self.directory}/{self.event.directory}/{HEARTBEAT}", json.dumps(content).encode())
+        self._files.write(f"{self._name}/{HEARTBEAT}", json.dumps(content).encode())
         return True
 
     def _is_there(self) -> bool:
@@ -80,16 +86,25 @@ class Claim:
             return None
         self._over = True
         event = self.history.append(self.event, kind, **content) if self._is_there() else None
+        self._ended = event is not None and kind == "ended"
         if event is None:
             self.lost.set()
         return event
+
+    def send(self) -> None:
+        """Makes sure that what this attempt wrote lies in the store, where that is not this machine's directory."""
+        self._mirroring.close()
+        if self._mirror is not None and not self.lost.is_set():
+            self._mirror.up(self._name)
 
     def release(self) -> None:
         """Lets others have the run, where this attempt has not ended. Safe to call again."""
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self.follow("released")
+        if not self._over:
+            self.send()
+            self.follow("released")
 
     def _renew_until_released(self) -> None:
         while not self._stop.wait(self._beat_seconds):
@@ -117,6 +132,8 @@ class Claim:
         self.progress()
         self._thread = threading.Thread(target=self._renew_until_released, name=f"claim {self.run_id}", daemon=True)
         self._thread.start()
+        if self._mirror is not None:
+            self._mirroring.enter_context(self._mirror.kept_up(self._name, self.lost))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,3 +142,7 @@ class Claim:
         except OSError as error:
             # It beats no more, and so is given up after a lease.
             log.warning("%s: the claim could not be released: %s", self.run_id, error)
+        finally:
+            self._mirroring.close()
+            if self._mirror is not None:
+                self._mirror.drop(self._run if self._ended else self._name)

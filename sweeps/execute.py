@@ -19,18 +19,18 @@ def run(
     replace_plan: bool = False,
     on_poll: Callable[[Store], None] | None = None,
 ) -> Path:
-    """Trains what is left of the plan under `out` (default runs/<study>) and returns that directory.
+    """Trains what is left of the plan under `out` (default runs/<study>) and returns that directory; where `out` is in an
+    object store, such as gs://bucket/study, one of this machine with the same records.
 
     workers: processes that share the cores (default one a core), or GPUs to use (default all). Runs that raised are
     recorded as failed and do not stop the others; `Store.retry` lets them be tried again.
     """
-    directory = Path(out) if out is not None else Path("runs") / plan.study.name
-    store = Store(directory)
+    store = Store(out if out is not None else Path("runs") / plan.study.name)
     store.write_plan(plan.to_json(), replace=replace_plan)
     if not store.left():
-        return directory
+        return store.records()
     for data in {row.run.data for row in plan.runs}:
         load(data)  # refused here, once, rather than by every worker
     _, places = local.slots(workers, mesh=settings.mesh if settings else None, needs=plan.needs)
-    local.start(directory, places[: len(plan.unique)], settings=settings, on_poll=on_poll)
-    return directory
+    local.start(store.root, places[: len(plan.unique)], settings=settings, on_poll=on_poll)
+    return store.records()

@@ -8,6 +8,7 @@ mode "create". Other schemes have no such thing and serve one worker.
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,10 @@ class Files(Protocol):
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
+        ...
+
+    def tail(self, name: str, most: int) -> bytes:
+        """Its last bytes, so many at most. Raises FileNotFoundError."""
         ...
 
     def write(self, name: str, content: bytes) -> None:
@@ -45,6 +50,14 @@ class Files(Protocol):
         """Does nothing where it is not there."""
         ...
 
+    def sizes(self, directory: str) -> dict[str, int]:
+        """Bytes of every file in it, however deep, by name."""
+        ...
+
+    def remove_all(self, directory: str) -> None:
+        """Does nothing where it is not there."""
+        ...
+
 
 class Directory:
     exclusive = True
@@ -60,6 +73,12 @@ class Directory:
 
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
+
+    def tail(self, name: str, most: int) -> bytes:
+        with self.path(name).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - most))
+            return file.read()
 
     def write(self, name: str, content: bytes) -> None:
         temporary = self._temporary(name, content)
@@ -116,6 +135,13 @@ class Directory:
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
+    def sizes(self, directory: str) -> dict[str, int]:
+        found = self.path(directory).rglob("*")
+        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in found if path.is_file()}
+
+    def remove_all(self, directory: str) -> None:
+        shutil.rmtree(self.path(directory), ignore_errors=True)
+
 
 class Objects:
     """root: such as gs://bucket/studies/one."""
@@ -140,12 +166,22 @@ class Objects:
     def read(self, name: str) -> bytes:
         return self.system.cat_file(self.path(name))
 
+    def tail(self, name: str, most: int) -> bytes:
+        return self.system.tail(self.path(name), most)
+
+    def _new(self, name: str) -> str:
+        """Its path, in a directory that is there, where the store has such."""
+        path = self.path(name)
+        if not self.exclusive:
+            self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        return path
+
     def write(self, name: str, content: bytes) -> None:
-        self.system.pipe_file(self.path(name), content)
+        self.system.pipe_file(self._new(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
         try:
-            self.system.pipe_file(self.path(name), content, mode="create")
+            self.system.pipe_file(self._new(name), content, mode="create")
         except FileExistsError:
             return False
         return True
@@ -169,6 +205,34 @@ class Objects:
         with contextlib.suppress(FileNotFoundError):
             self.system.rm_file(self.path(name))
 
+    def sizes(self, directory: str) -> dict[str, int]:
+        found = self.system.find(self.path(directory), detail=True)
+        return {path.removeprefix(f"{self.prefix}/"): one["size"] for path, one in found.items()}
 
-def files_at(root: Path | str) -> Files:
-    return Objects(root) if isinstance(root, str) and "://" in root else Directory(Path(root))
+    def remove_all(self, directory: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.system.rm(self.path(directory), recursive=True)
+
+    def send(self, path: Path, name: str) -> None:
+        self.system.put_file(str(path), self._new(name))
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Raises FileNotFoundError."""
+        self.system.get_file(self.path(name), str(path))
+
+
+def is_remote(root: Path | str) -> bool:
+    """Whether it names an object store, such as gs://bucket/study."""
+    return "://" in str(root)
+
+
+def files_at(root: Path | str) -> Directory | Objects:
+    return Objects(str(root)) if is_remote(root) else Directory(Path(root))
+
+
+def check_name(field: str, name: str) -> None:
+    """A plan is data: its ids name files under the study's own directory and nothing else."""
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        raise ValueError(
+            f"{field} = {name!r}: letters, digits, '-', '_' and '.' only; this plan was not written by the lab"
+        )

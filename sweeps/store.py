@@ -15,11 +15,9 @@ dead costs what it did since: it can not publish any more.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,11 +28,13 @@ from typing import Any, Literal
 from lab import plan_file, records, spec
 from lab.plan_file import Rows
 from sweeps.claim import HEARTBEAT, Claim
-from sweeps.files import UNSUPPORTED, Files, files_at
+from sweeps.compile_locks import CompileLocks
+from sweeps.files import CONDITIONAL_PUT, Files, Objects, check_name, files_at
 from sweeps.history import Event, History, Owner
 from sweeps.index import Ended, Index
+from sweeps.mirror import Mirror
 
-FAILED = "failed.json"
+FAILED, LOG = "failed.json", "log.txt"
 OWN = ("runs", "logs", "locks", "ended")  # what may be there when the plan is not
 LEASE_SECONDS = 60.0
 BEATS_A_LEASE = 6
@@ -69,8 +69,11 @@ class Store:
         hang_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.files: Files = files_at(root)
-        self.root = Path(root)
+        self.files = files_at(root)
+        self.root = root if isinstance(self.files, Objects) else Path(root)
+        self.mirror = Mirror(self.files) if isinstance(self.files, Objects) else None
+        self.local = self.mirror.local if self.mirror else Path(root)  # where this machine trains, and logs
+        self.compiling = CompileLocks(self.local / "locks")
         self.lease, self.hang_seconds, self._clock = lease, hang_seconds, clock
         self._observed: dict[str, tuple[str, int, float]] = {}  # run: token, beat, when that was first seen
         self.index = Index(self.files)
@@ -84,7 +87,7 @@ class Store:
         """
         ids = [row["run_id"] for row in plan["runs"]] if not isinstance(plan["runs"], Rows) else plan["runs"].ids
         for run_id in ids:
-            _check_name("run_id", run_id)
+            check_name("run_id", run_id)
         text = plan_file.to_text(plan)
         if not self.files.exists(records.PLAN):
             strange = [name for name in self.files.names("") if name not in OWN]
@@ -116,7 +119,12 @@ class Store:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        return plan_file.read(self.root)
+        try:
+            return plan_file.from_text(self.files.read(records.PLAN), f"{self.files}/{records.PLAN}")
+        except FileNotFoundError:
+            raise ValueError(
+                f"{self.files}: no {records.PLAN} here; give the directory that `lab run` or `lab plan --out` wrote"
+            ) from None
 
     @cached_property
     def runs(self) -> Mapping[str, dict[str, Any]]:
@@ -124,12 +132,35 @@ class Store:
         return _ByRun(self.plan["runs"])
 
     def directory(self, run_id: str) -> Path:
-        return records.run_directory(self.root, run_id)
+        """Where it lies on this machine."""
+        return records.run_directory(self.local, run_id)
+
+    def records(self) -> Path:
+        """A directory of this machine with the plan and the results, for those who read files."""
+        return self.mirror.records() if self.mirror else self.local
+
+    def check_shared(self) -> None:
+        """Raises ValueError where it can not be told which of several workers was first."""
+        if not self.files.exclusive:
+            raise ValueError(
+                f"{self.files}: this kind of store can not say which of two workers was first, so that only one may work on "
+                f"it: use --workers 1, a directory, or one of {', '.join(f'{scheme}://' for scheme in CONDITIONAL_PUT)}"
+            )
+
+    def check_alone(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Where that can not be told: raises ValueError if another worker's heartbeat changes within a lease."""
+        while not self.files.exclusive and (others := [s for s in self.status() if s.state == "running"]):
+            beats = {s.run_id: self._observed[s.run_id] for s in others}
+            sleep(self.lease / BEATS_A_LEASE)
+            for s in self.status():
+                if s.state == "running" and s.run_id in beats and self._observed[s.run_id] != beats[s.run_id]:
+                    log.error("%s is held by %s", s.run_id, s.held_by)
+                    self.check_shared()
 
     # ---- claims -------------------------------------------------------------------------------------------------
 
     def _directory(self, run_id: str) -> str:
-        _check_name("run_id", run_id)
+        check_name("run_id", run_id)
         return f"runs/{run_id}"
 
     def history(self, run_id: str) -> History:
@@ -149,7 +180,7 @@ class Store:
         if last is not None and (last.kind in ("ended", "cancelled") or self._holds(run_id, last)):
             return None
         earlier = self._earlier(run_id)
-        from_step = max((_newest_checkpoint(path) for path in earlier), default=0)
+        from_step = max(map(self._newest_checkpoint, earlier), default=0)
         if last is not None and last.kind == "attempt" and self._deadly(history, last, from_step):
             said = (
                 f"{MAX_DEATHS} workers died on this run, one after another, without getting further than step {from_step}; "
@@ -166,18 +197,28 @@ class Store:
             row=self.runs[run_id],
             files=self.files,
             directory=directory,
-            run_dir=self.root / directory / event.directory,
+            run_dir=self.local / directory / event.directory,
             history=history,
             event=event,
-            earlier=earlier,
+            earlier=self.mirror.down(earlier) if self.mirror else [self.local / name for name in earlier],
+            mirror=self.mirror,
             beat_seconds=self.lease / BEATS_A_LEASE,
             hang_seconds=self.hang_seconds,
             hung=lambda claim: self.fail(claim, f"no step for {self.hang_seconds:.0f} s", reason="hang"),
         )
 
-    def _earlier(self, run_id: str) -> list[Path]:
-        """Directories of the attempts so far, newest first."""
-        return [path for path in records.attempts(self.directory(run_id)) if path != self.directory(run_id)]
+    def _earlier(self, run_id: str) -> list[str]:
+        """The attempts so far, newest first."""
+        place = f"{self._directory(run_id)}/{records.ATTEMPTS}"
+        found = [(records.attempt_number(name), name) for name in self.files.names(place)]
+        return [f"{place}/{name}" for number, name in sorted(found, reverse=True) if number]
+
+    def _newest_checkpoint(self, attempt: str) -> int:
+        """Steps of the newest finished checkpoint, whole or not."""
+        from lab.checkpoint import CHECKSUMS
+
+        steps = [name.removesuffix(".json") for name in self.files.names(f"{attempt}/{CHECKSUMS}")]
+        return max((int(step) for step in steps if step.isdigit()), default=0)
 
     def _deadly(self, history: History, last: Event, from_step: int) -> bool:
         """Whether the last MAX_DEATHS events are attempts that ended in nothing and began where this one would."""
@@ -196,14 +237,15 @@ class Store:
             raise ValueError(
                 f"{self.root}: plan.json was edited: {claim.run_id} now describes {run.run_id}; plan it again"
             )
-        path, content = self.directory(claim.run_id) / records.RUN, spec.to_json(run)
-        if path.exists():
-            there = spec.read_run(path)
+        name, content = f"{self._directory(claim.run_id)}/{records.RUN}", spec.to_json(run)
+        path = f"{self.files}/{name}"
+        if self.files.exists(name):
+            there = spec.from_text(self.files.read(name), path)
             if there.run_id != run.run_id:
                 raise ValueError(f"{path}: describes {there.run_id}, not {run.run_id}; move that directory away")
             if spec.to_json(there) == content:
                 return run
-        records.write_json(path, content)
+        self.files.write(name, json.dumps(content, indent=1).encode() + b"\n")
         return run
 
     def _holds(self, run_id: str, event: Event) -> bool:
@@ -230,6 +272,7 @@ class Store:
         result = records.read_result(claim.run_dir)
         if result is None:
             raise ValueError(f"{claim.run_dir}: no {records.RESULT}, and so nothing to publish")
+        claim.send()
         text = (claim.run_dir / records.RESULT).read_bytes()
         outcome = {"status": result["status"], "sha256": hashlib.sha256(text).hexdigest()}
         end = claim.follow("ended", attempt=claim.event.directory, **outcome)
@@ -241,6 +284,7 @@ class Store:
 
     def fail(self, claim: Claim, error: str, *, reason: Reason = "error") -> None:
         """Records why a run failed (a traceback); it is not tried again until `retry`."""
+        claim.send()
         end = claim.follow("ended", attempt=claim.event.directory, status="failed", reason=reason, error=error)
         if end is not None:
             self._complete(claim.run_id, end)
@@ -259,7 +303,7 @@ class Store:
             if hashlib.sha256(text).hexdigest() != last.content["sha256"]:
                 raise ValueError(
                     f"{self.files}/{name}: not what was published; restore it, or delete "
-                    f"{self.directory(run_id)} to train the run again"
+                    f"{self.files}/{directory} to train the run again"
                 )
             self.files.write(f"{directory}/{records.RESULT}", text)
             self.files.remove(f"{directory}/{FAILED}")
@@ -285,6 +329,11 @@ class Store:
         if last is None or last.kind != "ended" or last.content["status"] != "failed":
             return None
         return {"attempts": self._attempts(self.history(run_id)), **last.content}
+
+    def logs(self, run_id: str) -> dict[str, bytes]:
+        """What each attempt logged, by where it lies, the first attempt first."""
+        names = [f"{attempt}/{LOG}" for attempt in reversed(self._earlier(run_id))]
+        return {f"{self.files}/{name}": self.files.read(name) for name in names if self.files.exists(name)}
 
     def retry(self, run_ids: Iterable[str] | None = None) -> int:
         """Lets failed runs be tried again (default: all of them); returns how many there were. A cancelled run has to be
@@ -331,41 +380,7 @@ class Store:
     def _attempts(self, history: History) -> int:
         return sum(history.read(number).kind == "attempt" for number in history.numbers())
 
-    # ---- compilation --------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def compile_lock(self, key: str) -> Iterator[bool]:
-        """Held by the worker that compiles a shape, so that the others find it in the cache; a dead one's is dropped.
-
-        Yields False, at once, on a file system that has no locks: a shape is then compiled twice, which is only slower.
-        """
-        path = self._compile_lock(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                locked = True
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-                locked = False
-            yield locked
-
-    def is_compiling(self, key: str) -> bool:
-        """Whether a living process holds that lock."""
-        try:
-            # A shared lock is enough to ask: those who ask do not see one another, and NFS gives it to readers.
-            with self._compile_lock(key).open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False  # no such lock yet, or none on this file system
-        return False
-
-    def _compile_lock(self, key: str) -> Path:
-        _check_name("key", key)
-        return self.root / "locks" / f"{key}.lock"
+    # ---- status -------------------------------------------------------------------------------------------------
 
     def spent(self) -> int:
         """Exact FLOPs of the runs that have ended."""
@@ -383,8 +398,6 @@ class Store:
             return self.ended(run_id)
         except ValueError:
             return True  # nobody can go on with it before somebody has looked
-
-    # ---- status -------------------------------------------------------------------------------------------------
 
     def status(self) -> list[Status]:
         """Every run of the plan, in its order. Only runs that were begun and have not ended are looked at one by one."""
@@ -415,7 +428,8 @@ class Store:
         attempts = self._attempts(history)
         if last.kind == "cancelled":
             return Status(run_id=run_id, state="cancelled", attempts=attempts)
-        line = next((found for path in self._earlier(run_id) if (found := _last_metrics(path / records.METRICS))), {})
+        names = (f"{attempt}/{records.METRICS}" for attempt in self._earlier(run_id))
+        line = next((found for name in names if (found := _last_metrics(self.files, name))), {})
         running = self._holds(run_id, last)
         return Status(
             run_id=run_id,
@@ -434,7 +448,7 @@ class _ByRun(Mapping[str, dict[str, Any]]):
     def __init__(self, rows: Rows):
         self._rows, self._index = rows, {}
         for index, run_id in enumerate(rows.ids):
-            _check_name("run_id", run_id)
+            check_name("run_id", run_id)
             self._index.setdefault(run_id, index)
 
     def __getitem__(self, run_id: str) -> dict[str, Any]:
@@ -456,34 +470,15 @@ def _status_of(e: Ended) -> Status:
                   reason=e.reason)  # fmt: skip
 
 
-def _newest_checkpoint(attempt: Path) -> int:
-    """Steps of the newest finished checkpoint, whole or not."""
-    from lab.checkpoint import CHECKSUMS
-
-    return max((int(path.stem) for path in (attempt / CHECKSUMS).glob("*.json") if path.stem.isdigit()), default=0)
-
-
-def _last_metrics(path: Path) -> dict[str, Any]:
+def _last_metrics(files: Files, name: str) -> dict[str, Any]:
     """The last whole line with a training loss, looked for at the file's end only."""
     try:
-        file = path.open("rb")
+        lines = files.tail(name, TAIL_BYTES).splitlines()
     except FileNotFoundError:
         return {}
-    with file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TAIL_BYTES))
-        lines = file.read().splitlines()
     for line in reversed(lines):
         with contextlib.suppress(ValueError):  # torn: the writer is at it, or was killed
             content = json.loads(line)
             if isinstance(content, dict) and "loss" in content:
                 return content
     return {}
-
-
-def _check_name(field: str, name: str) -> None:
-    """A plan is data: its ids name files under the study's own directory and nothing else."""
-    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
-        raise ValueError(
-            f"{field} = {name!r}: letters, digits, '-', '_' and '.' only; this plan was not written by the lab"
-        )

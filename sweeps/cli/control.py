@@ -1,7 +1,6 @@
 """Commands on a study that runs, or has run: status, logs, retry, cancel, gc, export. Each works from any machine that sees the
 study's directory."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import records
-from sweeps.launch.worker import LOG
+from sweeps.files import files_at, is_remote
 from sweeps.store import Status, Store
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -63,7 +62,7 @@ def _watch(store: Store, console: Console) -> None:
     from sweeps import propose
     from sweeps.cli.progress import Display
 
-    with Display(propose.read(store.root), console) as display:
+    with Display(propose.read(store.records()), console) as display:
         while True:
             display(store)
             if not store.left():
@@ -84,15 +83,13 @@ def logs(study: Name, run: Annotated[str | None, tyro.conf.Positional] = None, /
     """
     store, failure = Store(study_directory(study)), None
     if run is None:
-        files = sorted((store.root / "logs").glob("*"))
+        texts = {str(path): path.read_bytes() for path in sorted((store.local / "logs").glob("*"))}
     else:
         (run_id,) = matching(store, (run,), one=True)
-        files = [path / LOG for path in reversed(records.attempts(store.directory(run_id)))]
+        texts = store.logs(run_id)
         failure = store.failure(run_id)
-    for path in files:
-        if path.exists():
-            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            print("\n".join([f"== {path}", *text[-lines:]]))
+    for path, text in texts.items():
+        print("\n".join([f"== {path}", *text.decode(errors="replace").splitlines()[-lines:]]))
     if failure:
         print(f"== failed ({failure['reason']}) after {failure['attempts']} attempts\n{failure['error']}")
 
@@ -140,26 +137,38 @@ def gc(study: Name, /, last: bool = False, dry: bool = False) -> None:
     for s in store.status():
         if s.state not in ("done", "diverged", "cancelled"):
             continue
-        doomed = [
-            path for path in _checkpoints(store.directory(s.run_id), last=last or s.state != "done") if path.exists()
-        ]
-        freed += sum(file.stat().st_size for path in doomed for file in path.rglob("*") if file.is_file())
+        sizes = store.files.sizes(f"runs/{s.run_id}/{records.ATTEMPTS}")
+        doomed = {place: size for place, size in _checkpoints(sizes, last=last or s.state != "done").items() if size}
+        freed += sum(doomed.values())
         runs += bool(doomed)
-        for path in doomed if not dry else ():
-            shutil.rmtree(path)
+        for place in doomed if not dry else ():
+            store.files.remove_all(place)
     print(f"{freed / 2**20:,.1f} MiB of {runs} runs {'would be' if dry else 'were'} freed")
 
 
-def _checkpoints(run_dir: Path, *, last: bool) -> list[Path]:
-    """Directories of checkpoints of a run that has ended: of all attempts but the last, or of all."""
+def _checkpoints(sizes: dict[str, int], *, last: bool) -> dict[str, int]:
+    """Directories of checkpoints of a run that has ended, and their bytes: of all attempts but the last one's last, or of
+    all. `sizes`: of the files of its attempts."""
     from lab.checkpoint import CHECKSUMS, DAMAGED, DIRECTORY
 
-    newest, *earlier = records.attempts(run_dir)
-    everything = [place / name for place in earlier for name in (DIRECTORY, CHECKSUMS, DAMAGED)] + [newest / DAMAGED]
-    if last:
-        return [*everything, newest / DIRECTORY, newest / CHECKSUMS]
-    steps = sorted((path for path in (newest / DIRECTORY).glob("*") if path.name.isdigit()), key=lambda p: int(p.name))
-    return [*everything, *steps[:-1]]
+    found: dict[tuple[int, str, str, int], str] = {}
+    total: dict[str, int] = {}
+    for name, size in sizes.items():
+        place, _, rest = name.partition(f"/{records.ATTEMPTS}/")
+        attempt, kind, *path = rest.split("/")
+        if kind not in (CHECKSUMS, DAMAGED, DIRECTORY):
+            continue
+        step = path[0].removesuffix(".json")
+        doomed = f"{place}/{records.ATTEMPTS}/{attempt}/{kind}" + (f"/{step}" if kind == DIRECTORY else "")
+        found[records.attempt_number(attempt), attempt, kind, int(step) if step.isdigit() else -1] = doomed
+        total[doomed] = total.get(doomed, 0) + size
+    if not last and found:
+        newest = max(found)[:2]
+        steps = [key for key in found if key[:3] == (*newest, DIRECTORY)]
+        kept = {max(steps)} if steps else set()
+        kept |= {key for key in found if key[:3] == (*newest, CHECKSUMS)}
+        total = {doomed: total[doomed] for key, doomed in found.items() if key not in kept}
+    return total
 
 
 def export(study: Name, /, out: Path | None = None) -> None:
@@ -175,8 +184,9 @@ def export(study: Name, /, out: Path | None = None) -> None:
 
     store = Store(study_directory(study))
     store.status()  # copies what a publisher that died left to copy
-    table = frame.load(store.root)
-    path = out or store.root / "runs.parquet"
+    place = store.records()
+    table = frame.load(place)
+    path = out or place / "runs.parquet"
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"out = {path}: end it in .parquet or .csv")
     if path.suffix == ".csv":
@@ -200,11 +210,21 @@ def matching(store: Store, beginnings: tuple[str, ...], *, one: bool = False) ->
     return list(found)
 
 
-def study_directory(study: str) -> Path:
-    """Of a study's directory, or of the name of a study under runs/."""
-    for candidate in (Path(study), Path("runs") / study):
-        if (candidate / records.PLAN).exists():
-            return candidate
-    raise ValueError(
-        f"{study}: no {records.PLAN} there nor under runs/{study}; give the directory that `lab run` wrote"
-    )
+def study_directory(study: str) -> Path | str:
+    """Of a study's directory (which may be in an object store), or of the name of a study under runs/."""
+    if (found := _study(study)) is None:
+        raise ValueError(
+            f"{study}: no {records.PLAN} there nor under runs/{study}; give the directory that `lab run` wrote"
+        )
+    return found
+
+
+def records_of(study: str) -> Path | None:
+    """A directory of this machine with that study's plan and results; None where no study is there."""
+    found = _study(study)
+    return None if found is None else Store(found).records()
+
+
+def _study(study: str) -> Path | str | None:
+    places = (study,) if is_remote(study) else (Path(study), Path("runs") / study)
+    return next((place for place in places if files_at(place).exists(records.PLAN)), None)

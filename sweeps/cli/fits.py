@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lab import records
 from sweeps.cli import studies
+from sweeps.cli.control import records_of
 
 if TYPE_CHECKING:  # pandas and jax load when a command runs, not for --help
     from analysis.fit_answer import FitAnswer
@@ -137,7 +137,7 @@ def _fitted(table: str, options: Options) -> tuple["FitAnswer", Console]:
     if delta != "scatter":
         delta = LEAST_SQUARES if delta == "inf" else number(delta, "delta")
     console = Console(stderr=True)
-    path = next((p for p in (Path(table), Path("runs") / table) if (p / records.PLAN).exists()), Path(table))
+    path = records_of(table) or Path(table)
     with console.status(f"reading {path}"):
         runs = read_table(
             path,

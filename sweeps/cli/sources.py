@@ -14,8 +14,8 @@ import pandas as pd
 from rich.console import Console
 
 from analysis.refusal import Refusal, Refused
-from lab import records
 from lab.structure import LADDER
+from sweeps.cli.control import records_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Source:
 
 
 def read(path: str, columns: str, where: str) -> Source:
-    directory = next((p for p in (Path(path), Path("runs") / path) if (p / records.PLAN).exists()), None)
+    directory = records_of(path)
     if directory is not None:
         return _of_study(directory, where)
     from analysis.table import clusters_of, read_table

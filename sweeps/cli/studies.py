@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lab import records
 from sweeps.cli.control import count, study_directory
+from sweeps.files import files_at
 from sweeps.launch import local
 from sweeps.launch.settings import Settings
 from sweeps.plan import Plan, PlannedRun
@@ -31,11 +32,11 @@ def quickstart(out: Path = Path("runs/quickstart"), workers: int | None = None, 
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
         preset: small, or smoke for a minute's check that all parts work
     """
-    run("quickstart", preset=preset, out=out, workers=workers)
+    run("quickstart", preset=preset, out=str(out), workers=workers)
     report(str(out))
 
 
-def plan(study: Name, /, preset: str = "small", out: Path | None = None, replace_plan: bool = False) -> None:
+def plan(study: Name, /, preset: str = "small", out: str | None = None, replace_plan: bool = False) -> None:
     """Solve a study and show every run before anything is spent; refuse what can not be matched.
 
     Example: lab plan chung_ladder
@@ -50,14 +51,14 @@ def plan(study: Name, /, preset: str = "small", out: Path | None = None, replace
     solved = make_plan(load(study, preset))
     show(solved, Console())
     if out is not None:
-        print(f"{out / records.PLAN}: {Store(out).write_plan(solved.to_json(), replace=replace_plan)}")
+        print(f"{out.rstrip('/')}/{records.PLAN}: {Store(out).write_plan(solved.to_json(), replace=replace_plan)}")
 
 
 def run(
     study: Name,
     /,
     preset: str = "small",
-    out: Path | None = None,
+    out: str | None = None,
     workers: int | None = None,
     pack: int | None = None,
     mesh: str | None = None,
@@ -78,7 +79,7 @@ def run(
     Args:
         study: a shipped study, a path to a file that defines study(preset), or a directory with a plan
         preset: which size of the study
-        out: the study's directory (default: runs/<study's name>)
+        out: the study's directory (default: runs/<study's name>), or a place in an object store, such as gs://bucket/mine
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
         pack: runs of one program that train side by side in each worker (default: as many as an accelerator has memory
             for; 1 on a processor, where more were measured to gain nothing)
@@ -111,13 +112,13 @@ def run(
     if mesh is not None:
         Mesh.read(mesh)
     console = Console(stderr=True)
-    written = Path(study) if (Path(study) / records.PLAN).exists() else None
+    written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
         console.print(f"planning {study}; the first time, the corpus is read and tokenized")
-    solved = make_plan(load(study, preset)) if written is None else propose.read(written)
+    solved = make_plan(load(study, preset)) if written is None else propose.read(Store(written).records())
     kind, places = local.slots(workers, mesh=mesh, needs=solved.needs)
-    directory = out or written or Path("runs") / solved.study.name
-    if retry and (directory / records.PLAN).exists():
+    directory = out or written or str(Path("runs") / solved.study.name)
+    if retry and files_at(directory).exists(records.PLAN):
         console.print(f"{Store(directory).retry()} failed runs will be tried again")
     console.print(
         f"[bold]{solved.study.name}[/]: {len(solved.unique)} runs, {solved.programs()} shapes to compile, "
@@ -160,9 +161,9 @@ def report(study: Name, /, out: Path | None = None) -> None:
     """
     import analysis
 
-    directory = study_directory(study)
-    Store(directory).status()  # copies what a publisher that died left to copy
-    page = analysis.report(directory, out)
+    store = Store(study_directory(study))
+    store.status()  # copies what a publisher that died left to copy
+    page = analysis.report(store.records(), out)
     Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
     print(f"report: {page}")
 

@@ -84,7 +84,7 @@ def slots(
 
 
 def start(
-    study: Path,
+    study: Path | str,
     places: list[Slot],
     *,
     settings: Settings | None = None,
@@ -98,7 +98,9 @@ def start(
     this is the main thread, which alone may handle them) are passed on, the workers save, and KeyboardInterrupt is raised.
     """
     store = Store(study)
-    logs = store.root / "logs"
+    if len(places) > 1:
+        store.check_shared()
+    logs = store.local / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     stopping = False
 

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from lab import spec
@@ -22,11 +21,10 @@ from lab.spec import Run
 from sweeps.claim import Claim
 from sweeps.launch.settings import Settings
 from sweeps.queue import Queue
-from sweeps.store import Reason, Store
+from sweeps.store import LOG, Reason, Store
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-LOG = "log.txt"
 # What a full, read-only, broken or forbidden disk says, and a process with too many open files.
 TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE)
 
@@ -80,7 +78,7 @@ def work(
         if until is not None and time.time() >= until:
             log.warning("the study's time is over: nothing more is begun")
             return
-        compiling = cache(store.is_compiling)  # asked once a key and round: many runs share a program
+        compiling = cache(store.compiling.held)  # asked once a key and round: many runs share a program
 
         def preference(row: dict[str, Any], compiling: Callable[[str], bool] = compiling) -> int:
             try:
@@ -209,7 +207,7 @@ def _raise_trouble(error: BaseException) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Works on a study until all of it has ended; started by `lab run`.")
-    parser.add_argument("study", type=Path)
+    parser.add_argument("study")
     parser.add_argument("--cores", help="processor numbers to stay on, such as 0,1")
     parser.add_argument("--workers", type=int, default=1, help="how many are at this study")
     for field in fields(Settings):
@@ -236,6 +234,7 @@ def main() -> None:
     on = Mesh.read(settings.mesh) if settings.mesh else None
     kind, limit = jax.default_backend(), hardware.memory_limit()
     store = Store(arguments.study, lease=settings.lease, hang_seconds=settings.hang)
+    store.check_alone()
 
     def train(runs: list[Run], claims: Sequence[Claim], superseded: Callable[[], bool]) -> None:
         def progress(*_: Any) -> None:
@@ -247,7 +246,7 @@ def main() -> None:
             [claim.run_dir for claim in claims],
             earlier=[claim.earlier for claim in claims],
             on=on,
-            compile_lock=store.compile_lock,
+            compile_lock=store.compiling.hold,
             superseded=superseded,
             on_progress=progress,
             checkpoint_seconds=settings.checkpoint,

@@ -366,8 +366,8 @@ def test_workers_prefer_their_own_programs_and_avoid_those_being_compiled(tmp_pa
         order.append(keys[runs[0].run_id])
         finish(runs, claims, superseded)
 
-    with store.compile_lock("a"):
-        assert store.is_compiling("a") and not store.is_compiling("b")
+    with store.compiling.hold("a"):
+        assert store.compiling.held("a") and not store.compiling.held("b")
         work_until_two = [0]
 
         def two_then_stop(runs, claims, superseded):
@@ -449,7 +449,7 @@ def test_ids_can_not_leave_the_directory(tmp_path, run_id):
         _ = Store(tmp_path).runs
     with pytest.raises(ValueError, match="run_id"):
         Store(tmp_path / "new").write_plan(plan)
-    with pytest.raises(ValueError, match="key"), Store(tmp_path).compile_lock(run_id):
+    with pytest.raises(ValueError, match="key"), Store(tmp_path).compiling.hold(run_id):
         pass
 
 

@@ -1,0 +1,169 @@
+"""A study in an object store (fsspec's in memory): as one in a directory, with what a run needs brought to this machine."""
+
+import shutil
+import threading
+
+import pandas as pd
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import sweeps
+from lab import records
+from lab.program import program_key
+from lab.train import train_together
+from sweeps import Study, arm, corpus
+from sweeps.cli.main import main
+from sweeps.files import files_at
+from sweeps.history import History
+from sweeps.ladder import ladder
+from sweeps.launch import local
+from sweeps.launch.worker import work
+from sweeps.mirror import Mirror
+from sweeps.store import Store
+
+URL = "memory://bucket/studies/one"
+
+
+@pytest.fixture(autouse=True)
+def empty(monkeypatch, tmp_path):
+    """An empty store, and a cache of its own for what lies on this machine."""
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    monkeypatch.setenv("BITTERLAB_CACHE", str(tmp_path / "cache"))
+
+
+def plan(seeds=2):
+    study = Study(name="remote", question="?", baseline="a", budgets=(1e9,), batch=4, window=1, seeds=seeds,
+                  learning_rate=0.01, arms={"a": arm("decoder_only", corpus("markov"), S=8, T=8)},
+                  sizes=ladder(8, depth=1, head_width=8))  # fmt: skip
+    return sweeps.plan(study).to_json()
+
+
+def trainer(stops=()):
+    """Trains; runs in `stops` are interrupted once, when they have a checkpoint."""
+    stopped = set()
+
+    def train(runs, claims, superseded):
+        stop = runs[0].run_id in stops and runs[0].run_id not in stopped
+        stopped.add(runs[0].run_id)
+
+        def enough():
+            return superseded() or (stop and any((claims[0].run_dir / "checksums").glob("*.json")))
+
+        train_together(runs, [c.run_dir for c in claims], earlier=[c.earlier for c in claims], checkpoint_seconds=0,
+                       superseded=enough)  # fmt: skip
+
+    return train
+
+
+def outcomes(store):
+    return {i: records.read_result(store.records() / "runs" / i)["outcome"] for i in store.runs}
+
+
+def test_a_run_that_was_stopped_goes_on_on_another_machine_and_ends_as_in_a_directory(tmp_path, monkeypatch, capsys):
+    made = plan()
+    here = Store(tmp_path / "study")
+    here.write_plan(made)
+    work(here, trainer(), program_key)
+
+    store = Store(URL)
+    assert "new plan" in store.write_plan(made) and "2 kept" in Store(URL).write_plan(made)
+    first = next(iter(store.runs))
+    work(store, trainer(stops=[first]), program_key)
+    assert [s.state for s in Store(URL).status()] == ["done", "done"]
+    assert outcomes(Store(URL)) == outcomes(here)
+    events = [store.history(first).read(n) for n in store.history(first).numbers()]
+    assert [e.kind for e in events] == ["attempt", "released", "attempt", "ended"]
+    assert events[2].content["from_step"] > 0
+    assert not list((Store(URL).local / "runs").glob("*/attempts/*"))  # nothing is left on this machine
+
+    capsys.readouterr()
+    main(["status", URL])
+    assert "2 done" in capsys.readouterr().out
+    main(["export", URL, "--out", str(tmp_path / "runs.parquet")])
+    assert len(pd.read_parquet(tmp_path / "runs.parquet")) == 2
+    main(["gc", URL])
+    files = store.files.sizes(f"runs/{first}/attempts")
+    assert len({name.split("/checkpoints/")[1].split("/")[0] for name in files if "/checkpoints/" in name}) == 1
+    main(["gc", URL, "--last"])
+    assert not [name for name in store.files.sizes("runs") if "/checkpoints/" in name]
+    main(["logs", URL, first])
+    assert [s.state for s in Store(URL).status()] == ["done", "done"]
+
+
+def test_a_checkpoint_goes_up_whole_and_is_removed_when_it_is_pruned(tmp_path):
+    files = files_at(URL)
+    mirror = Mirror(files)
+    here = mirror.local / "runs/one/attempts/0001-a"
+
+    def save(step, counts=True):
+        (here / "checkpoints" / str(step)).mkdir(parents=True)
+        (here / "checkpoints" / str(step) / "state").write_bytes(b"x" * step)
+        (here / "checksums").mkdir(exist_ok=True)
+        if counts:
+            (here / "checksums" / f"{step}.json").write_text("{}")
+
+    def there():
+        return {name.removeprefix("runs/one/attempts/0001-a/") for name in files.sizes("runs")}
+
+    save(1)
+    save(2, counts=False)
+    (here / ".metrics.jsonl.123").write_text("")
+    (here / "metrics.jsonl").write_text("{}\n")
+    mirror.up("runs/one/attempts/0001-a")
+    assert there() == {"checkpoints/1/state", "checksums/1.json", "metrics.jsonl"}
+    (here / "checksums" / "2.json").write_text("{}")
+    shutil.rmtree(here / "checkpoints" / "1")
+    (here / "checksums" / "1.json").unlink()
+    mirror.up("runs/one/attempts/0001-a")
+    assert there() == {"checkpoints/2/state", "checksums/2.json", "metrics.jsonl"}
+    mirror.drop("runs/one")
+    assert not here.exists()
+    (found,) = Mirror(files).down(["runs/one/attempts/0002-b", "runs/one/attempts/0001-a"])
+    assert (found / "checkpoints" / "2" / "state").read_bytes() == b"xx"
+
+
+def test_of_many_that_create_one_event_one_wins():
+    for number in range(200):
+        history, won = History(files_at(URL), f"runs/{number}"), []
+        barrier = threading.Barrier(4)
+
+        def create(history=history, won=won, barrier=barrier):
+            barrier.wait()
+            won.append(history.append(None, "attempt") is not None)
+
+        threads = [threading.Thread(target=create) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(won) == 1
+
+
+def test_a_store_that_can_not_say_who_was_first_is_refused_to_several_workers(tmp_path):
+    url = f"file://{tmp_path}/study"
+    store = Store(url, lease=0.2)
+    store.write_plan(plan())
+    with pytest.raises(ValueError, match=r"--workers 1"):
+        local.start(url, local.cpu_slots(2))
+    work(store, trainer(), program_key)  # one may
+    assert [s.state for s in store.status()] == ["done", "done"]
+
+
+def test_a_second_worker_of_such_a_store_is_refused_while_the_first_one_lives(tmp_path):
+    url = f"file://{tmp_path}/study"
+    store, other = Store(url, lease=0.6), Store(url, lease=0.6)
+    store.write_plan(plan())
+    claim = store.claim(next(iter(store.runs)))
+    with claim, pytest.raises(ValueError, match="only one may work"):
+        claim.renew()
+        other.check_alone()
+    other.check_alone()  # it was released
+    claim = store.claim(next(iter(store.runs)))
+    claim.renew()
+    Store(url, lease=0.6).check_alone()  # it beats no more
+
+
+def test_what_is_no_store_says_what_to_install():
+    with pytest.raises(ValueError, match=r"nonesuch://.*gcsfs.*s3fs"):
+        Store("nonesuch://bucket/study")
