@@ -191,11 +191,10 @@ def gather(mesh: Mesh) -> Callable[[Any], np.ndarray]:
     return lambda leaf: np.asarray(whole(leaf))
 
 
-def join_hosts(words: str) -> None:
-    """Makes one machine of several: 'address:port,processes,number' of this process, or 'auto' where JAX knows them."""
+def read_hosts(words: str) -> tuple[str, int, int] | None:
+    """Address and port of the first host, how many processes, which this is; None of 'auto'."""
     if words == "auto":
-        jax.distributed.initialize()
-        return
+        return None
     address, _, numbers = words.partition(",")
     count, _, number = numbers.partition(",")
     if not (":" in address and count.isdigit() and number.isdigit() and int(number) < int(count)):
@@ -203,4 +202,13 @@ def join_hosts(words: str) -> None:
             f"hosts = {words!r}: use the first host's address and port, the number of processes and this one's (from 0), such "
             "as 10.0.0.1:9876,2,0; or auto"
         )
-    jax.distributed.initialize(address, int(count), int(number))
+    return address, int(count), int(number)
+
+
+def join_hosts(words: str) -> None:
+    """Makes one machine of several: 'address:port,processes,number' of this process, or 'auto' where JAX knows them."""
+    if (named := read_hosts(words)) is None:
+        jax.distributed.initialize()
+    else:
+        address, processes, number = named
+        jax.distributed.initialize(address, processes, number)

@@ -31,6 +31,7 @@ def run(
         return store.records()
     for data in {row.run.data for row in plan.runs}:
         load(data)  # refused here, once, rather than by every worker
-    _, places = local.slots(workers, mesh=settings.mesh if settings else None, needs=plan.needs)
+    whole = settings and (settings.mesh or settings.hosts)
+    _, places = local.slots(workers, whole=bool(whole), needs=plan.needs)
     local.start(store.root, places[: len(plan.unique)], settings=settings, on_poll=on_poll)
     return store.records()

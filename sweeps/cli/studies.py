@@ -62,6 +62,7 @@ def run(
     workers: int | None = None,
     pack: int | None = None,
     mesh: str | None = None,
+    hosts: str | None = None,
     flops: float | None = None,
     hours: float | None = None,
     checkpoint: float = 60.0,
@@ -85,6 +86,8 @@ def run(
             for; 1 on a processor, where more were measured to gain nothing)
         mesh: devices along data, fsdp and tensor that each run is cut over, such as data=4,fsdp=2 (default: one device a run,
             and all of them for runs that one can not hold)
+        hosts: for runs larger than a machine, with this command on each host: the first one's address and port, how many, and
+            which this is (from 0), such as 10.0.0.1:9876,2,0; 'auto' on Slurm, TPU pods and others that JAX knows
         flops: begin no further run once the study has spent so many exact FLOPs
         hours: stop after so many, with all that runs saved
         checkpoint: seconds between two checkpoints of a run
@@ -93,7 +96,7 @@ def run(
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
-    from lab.mesh import Mesh
+    from lab.mesh import Mesh, read_hosts
     from sweeps import propose
     from sweeps.cli.progress import Display
     from sweeps.execute import run as execute
@@ -103,6 +106,7 @@ def run(
     settings = Settings(
         pack=pack,
         mesh=mesh,
+        hosts=hosts,
         lease=lease,
         hang=hang,
         checkpoint=checkpoint,
@@ -111,12 +115,14 @@ def run(
     )
     if mesh is not None:
         Mesh.read(mesh)
+    if hosts is not None:
+        read_hosts(hosts)
     console = Console(stderr=True)
     written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
         console.print(f"planning {study}; the first time, the corpus is read and tokenized")
     solved = make_plan(load(study, preset)) if written is None else propose.read(Store(written).records())
-    kind, places = local.slots(workers, mesh=mesh, needs=solved.needs)
+    kind, places = local.slots(workers, whole=bool(mesh or hosts), needs=solved.needs)
     directory = out or written or str(Path("runs") / solved.study.name)
     if retry and files_at(directory).exists(records.PLAN):
         console.print(f"{Store(directory).retry()} failed runs will be tried again")

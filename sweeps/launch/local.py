@@ -3,6 +3,7 @@ needs them together; one that dies is replaced."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -70,14 +71,14 @@ def accelerators() -> Devices:
 
 
 def slots(
-    workers: int | None = None, *, mesh: str | None = None, needs: Callable[[str, int], int] | None = None
+    workers: int | None = None, *, whole: bool = False, needs: Callable[[str, int], int] | None = None
 ) -> tuple[str, list[Slot]]:
     """The kind of device and the workers' places on it: a core each, a GPU each, a TPU host. One worker has all devices
-    where a mesh is asked for, or where a run needs(kind, bytes of one GPU) more bytes than one GPU has."""
+    where `whole` says so (a mesh, several hosts), or where a run needs(kind, bytes of one GPU) more bytes than one GPU has."""
     found = accelerators()
     if found.kind == "cpu":
-        return "cpu", cpu_slots(1 if mesh else workers)
-    if found.kind != "gpu" or mesh or (needs and found.memory and needs("gpu", found.memory) > found.memory):
+        return "cpu", cpu_slots(1 if whole else workers)
+    if found.kind != "gpu" or whole or (needs and found.memory and needs("gpu", found.memory) > found.memory):
         return found.kind, [Slot()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(found.count)))).split(",")
     return "gpu", [Slot(environment={"CUDA_VISIBLE_DEVICES": device}) for device in visible[: workers or found.count]]
@@ -109,7 +110,7 @@ def start(
         command = (settings or Settings()).command(store.root, workers=len(places), cores=place.cores)
         threads = str(max(1, len(place.cores)))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, **place.environment}
-        with (logs / f"worker-{index}.log").open("ab") as log:
+        with log_of(logs, index, settings).open("ab") as log:
             # A session of its own: a Ctrl-C at the terminal reaches the workers once, through this process.
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
@@ -161,6 +162,12 @@ def start(
             f"{study}: every worker died {RESTARTS + 1} times and {left} runs are left. The last words of one: "
             f"{_last_words(logs)}; all of them in {logs}/worker-*.log. The same command goes on"
         )
+
+
+def log_of(logs: Path, index: int, settings: Settings | None = None) -> Path:
+    """Where a worker of this machine logs; other machines may be at the same study."""
+    number = "" if settings is None or settings.hosts is None else f"-{settings.hosts.rpartition(',')[2]}"
+    return logs / f"worker-{socket.gethostname()}-{index}{number}.log"
 
 
 def _last_words(logs: Path) -> str:

@@ -12,14 +12,18 @@ from sweeps.store import LEASE_SECONDS
 class Settings:
     """None of it changes what is trained.
 
-    pack: runs of one program that train side by side (default: by device). mesh: devices along data, fsdp and tensor for each
-    run. lease: seconds of silence after which a worker is given up. hang: seconds without a step after which a run has
-    failed. checkpoint: seconds between checkpoints. most_flops: no run is begun once the study has spent so many. until: nor
-    after this time, in seconds since 1970.
+    pack: runs of one program that train side by side (default: by device).
+    mesh: devices along data, fsdp and tensor for each run.
+    hosts: of a worker that is several processes, as lab.mesh.read_hosts reads it.
+    lease: seconds of silence after which a worker is given up.
+    hang: seconds without a step after which a run has failed.
+    checkpoint: seconds between checkpoints.
+    most_flops: no run is begun once the study has spent so many; until: nor after this time, in seconds since 1970.
     """
 
     pack: int | None = None
     mesh: str | None = None
+    hosts: str | None = None
     lease: float = LEASE_SECONDS
     hang: float = 1800.0
     checkpoint: float = 60.0

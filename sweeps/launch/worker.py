@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--cores", help="processor numbers to stay on, such as 0,1")
     parser.add_argument("--workers", type=int, default=1, help="how many are at this study")
     for field in fields(Settings):
-        kind = str if field.name == "mesh" else int if field.name == "pack" else float
+        kind = str if field.name in ("mesh", "hosts") else int if field.name == "pack" else float
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     arguments = parser.parse_args()
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
@@ -227,13 +227,31 @@ def main() -> None:
 
     from lab import hardware
     from lab.data.tokenizers import TOKENIZERS
-    from lab.mesh import Mesh
+    from lab.mesh import Mesh, join_hosts
     from lab.program import program_key
     from lab.train import train_together
+    from sweeps.launch import group
 
+    if settings.hosts:
+        join_hosts(settings.hosts)
     on = Mesh.read(settings.mesh) if settings.mesh else None
     kind, limit = jax.default_backend(), hardware.memory_limit()
     store = Store(arguments.study, lease=settings.lease, hang_seconds=settings.hang)
+    orders = None
+    if jax.process_count() > 1:
+        if store.mirror:
+            raise ValueError(f"{store.root}: hosts that train a run together need a directory that all of them see")
+        orders = group.Orders(store.files)
+        if jax.process_index() > 0:
+
+            def obey(order: dict[str, Any]) -> None:
+                runs = [spec.from_json(run) for run in order["runs"]]
+                train_together(
+                    runs, order["run_dirs"], earlier=order["earlier"], on=on, checkpoint_seconds=settings.checkpoint
+                )
+
+            group.follow(orders, obey)
+            return
     store.check_alone()
 
     def train(runs: list[Run], claims: Sequence[Claim], superseded: Callable[[], bool]) -> None:
@@ -241,16 +259,23 @@ def main() -> None:
             for claim in claims:
                 claim.progress()
 
-        train_together(
-            runs,
-            [claim.run_dir for claim in claims],
-            earlier=[claim.earlier for claim in claims],
-            on=on,
-            compile_lock=store.compiling.hold,
-            superseded=superseded,
-            on_progress=progress,
-            checkpoint_seconds=settings.checkpoint,
-        )
+        run_dirs, earlier = [claim.run_dir for claim in claims], [claim.earlier for claim in claims]
+        order = {
+            "runs": [spec.to_json(run) for run in runs],
+            "run_dirs": [str(path) for path in run_dirs],
+            "earlier": [[str(path) for path in paths] for paths in earlier],
+        }
+        with group.led(orders, **order):
+            train_together(
+                runs,
+                run_dirs,
+                earlier=earlier,
+                on=on,
+                compile_lock=None if orders else store.compiling.hold,
+                superseded=superseded,
+                on_progress=progress,
+                checkpoint_seconds=settings.checkpoint,
+            )
 
     try:
         _work_on_this_machine(
@@ -264,6 +289,8 @@ def main() -> None:
             most_flops=settings.most_flops,
             until=settings.until,
         )
+        if orders:
+            orders.give()
     except MachineTrouble as trouble:
         log.error("%s: %s", store.root, trouble)
         sys.exit(os.EX_IOERR)

@@ -85,7 +85,7 @@ class Workers:
     def _start(self, index: int) -> None:
         place = self.places[index]
         command = SETTINGS.command(self.store.root, workers=2, cores=place.cores)
-        with (self.store.root / "logs" / f"worker-{index}.log").open("ab") as log:
+        with local.log_of(self.store.root / "logs", index).open("ab") as log:
             self.processes[index] = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **place.environment, "OMP_NUM_THREADS": "1"}
             )

@@ -79,7 +79,7 @@ def test_a_disk_that_can_not_be_written(small_disk, undisturbed, harm, mend, sai
     store = Store(disk / "study")
     store.write_plan(kills.plan(STEPS))
     (store.root / "logs").mkdir()
-    (store.root / "logs" / "worker-0.log").write_bytes(b"")  # so that it can be said where even that is not written
+    local.log_of(store.root / "logs", 0).write_bytes(b"")  # so that it can be said where even that is not written
     if "ro" not in harm:
         fill = disk / "fill"
         fill.write_bytes(b"0" * 2**20 * 63)

@@ -130,13 +130,13 @@ def test_places_by_the_devices_that_are_found(monkeypatch):
         return [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in local.slots(**options)[1]]
 
     assert visible() == ["0", "1", "2", "3"] and visible(workers=2) == ["0", "1"]
-    assert visible(mesh="data=4") == [None]
+    assert visible(whole=True) == [None]
     assert visible(needs=lambda kind, limit: limit) == ["0", "1", "2", "3"]
     assert visible(needs=lambda kind, limit: limit + 1) == [None]
     found["devices"] = local.Devices(kind="tpu", count=8)
     assert visible(workers=3) == [None]
     found["devices"] = local.Devices(kind="cpu")
-    assert len(local.slots(2)[1]) == 2 and len(local.slots(2, mesh="data=2")[1]) == 1
+    assert len(local.slots(2)[1]) == 2 and len(local.slots(2, whole=True)[1]) == 1
 
 
 def test_a_study_on_a_mesh(plan, tmp_path, monkeypatch):
