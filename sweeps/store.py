@@ -90,7 +90,7 @@ class Store:
             check_name("run_id", run_id)
         text = plan_file.to_text(plan)
         if not self.files.exists(records.PLAN):
-            strange = [name for name in self.files.names("") if name not in OWN]
+            strange = [name for name in self.files.names("") if name not in OWN and not name.startswith(".")]
             if strange:
                 raise ValueError(f"{self.root}: no study's directory, it holds {strange[0]}; give a new one (--out)")
             self.files.write(records.PLAN, text)

@@ -23,7 +23,7 @@ from sweeps.files import Files
 
 DIRECTORY = "groups"
 POLL_SECONDS = 0.2
-ALONE_SECONDS = 60.0  # after an error, in which the others say that they met it too
+ALONE_SECONDS = 20.0  # after an error, in which the others say that they met it too
 log = logging.getLogger(__name__)
 
 

@@ -46,7 +46,12 @@ def start(study: Path, out: Path) -> list[subprocess.Popen]:
 
 
 def ended(processes, seconds=240):
-    said = [process.communicate(timeout=seconds)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.communicate()
     return [process.returncode for process in processes], "\n".join(said)
 
 
@@ -63,19 +68,15 @@ def test_a_group_trains_a_study_and_goes_on_after_one_of_it_is_killed(tmp_path):
     (tmp_path / "study.py").write_text(STUDY.format(batch=4))
     alone = sweeps.run(sweeps.plan(sweeps.load(str(tmp_path / "study.py"))), tmp_path / "alone", workers=1)
     store, processes = Store(tmp_path / "group"), start(tmp_path / "study.py", tmp_path / "group")
-    try:
-        until, killed = time.monotonic() + 120, False
-        while not killed and time.monotonic() < until:
-            time.sleep(0.1)
-            running = [s for s in store.status() if s.state == "running" and s.step] if store.local.exists() and (
-                store.local / records.PLAN).exists() else []  # fmt: skip
-            if running and len(workers := workers_of(processes)) == 2:
-                os.kill(workers[1], signal.SIGKILL)  # of the second host, which holds no claim
-                killed = True
-        codes, said = ended(processes)
-    finally:
-        for process in processes:
-            process.kill()
+    until, killed = time.monotonic() + 120, False
+    while not killed and time.monotonic() < until:
+        time.sleep(0.1)
+        running = [s for s in store.status() if s.state == "running" and s.step] if store.local.exists() and (
+            store.local / records.PLAN).exists() else []  # fmt: skip
+        if running and len(workers := workers_of(processes)) == 2:
+            os.kill(workers[1], signal.SIGKILL)  # of the second host, which holds no claim
+            killed = True
+    codes, said = ended(processes)
     logs = "\n".join(path.read_text() for path in (tmp_path / "group" / "logs").iterdir())
     assert killed and codes == [0, 0], (said, logs)
     assert [s.state for s in store.status()] == ["done"] * 3

@@ -410,6 +410,11 @@ def test_two_studies_can_not_share_a_directory(store):
         store.write_plan(rows(4, name="other"))
 
 
+def test_several_hosts_may_write_the_same_plan_at_once(tmp_path):
+    (tmp_path / ".plan.json.1f0c").write_text("another host is at it")
+    assert "new plan" in Store(tmp_path).write_plan(rows(1)) and "1 kept" in Store(tmp_path).write_plan(rows(1))
+
+
 def test_a_directory_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match=r"thesis\.tex"):
