@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -13,6 +13,7 @@ from lab import records
 from sweeps.cli.control import count, study_directory
 from sweeps.files import files_at
 from sweeps.launch import local
+from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
 from sweeps.plan import Plan, PlannedRun
 from sweeps.plan import plan as make_plan
@@ -20,6 +21,7 @@ from sweeps.store import Store
 from sweeps.study import load
 
 Name = Annotated[str, tyro.conf.Positional]
+CLUSTER = Cluster()
 
 
 def quickstart(out: Path = Path("runs/quickstart"), workers: int | None = None, preset: str = "small") -> None:
@@ -60,6 +62,8 @@ def run(
     preset: str = "small",
     out: str | None = None,
     workers: int | None = None,
+    on: Literal["local", "ray"] = "local",
+    ray: Cluster = CLUSTER,
     pack: int | None = None,
     mesh: str | None = None,
     hosts: str | None = None,
@@ -81,7 +85,9 @@ def run(
         study: a shipped study, a path to a file that defines study(preset), or a directory with a plan
         preset: which size of the study
         out: the study's directory (default: runs/<study's name>), or a place in an object store, such as gs://bucket/mine
-        workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
+        workers: processes that share the cores (default: one a core; one a GPU where there are GPUs; on Ray as many as fit)
+        on: local for this machine, ray for a Ray cluster
+        ray: which Ray cluster, and what each worker takes of it
         pack: runs of one program that train side by side in each worker (default: as many as an accelerator has memory
             for; 1 on a processor, where more were measured to gain nothing)
         mesh: devices along data, fsdp and tensor that each run is cut over, such as data=4,fsdp=2 (default: one device a run,
@@ -122,14 +128,18 @@ def run(
     if written is None:
         console.print(f"planning {study}; the first time, the corpus is read and tokenized")
     solved = make_plan(load(study, preset)) if written is None else propose.read(Store(written).records())
-    kind, places = local.slots(workers, whole=bool(mesh or hosts), needs=solved.needs)
+    if on == "ray":
+        kind, at_once = ray.kind, workers or 1
+    else:
+        kind, places = local.slots(workers, whole=bool(mesh or hosts), needs=solved.needs)
+        at_once = len(places)
     directory = out or written or str(Path("runs") / solved.study.name)
     if retry and files_at(directory).exists(records.PLAN):
         console.print(f"{Store(directory).retry()} failed runs will be tried again")
     console.print(
         f"[bold]{solved.study.name}[/]: {len(solved.unique)} runs, {solved.programs()} shapes to compile, "
         f"{sum(r.planned['exact'] for r in solved.unique.values()):.3g} FLOPs; about "
-        f"{solved.seconds(len(places), kind) / 60:.1f} min on {len(places)} {kind} worker{'s' if len(places) > 1 else ''}; "
+        f"{solved.seconds(at_once, kind) / 60:.1f} min on {at_once} {kind} worker{'s' if at_once > 1 else ''}; "
         f"in {directory}",
         soft_wrap=True,
     )
@@ -137,7 +147,15 @@ def run(
         console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
     began = time.monotonic()
     with Display(solved, console) as display:
-        execute(solved, directory, workers=workers, settings=settings, replace_plan=replace_plan, on_poll=display)
+        execute(
+            solved,
+            directory,
+            workers=workers,
+            on=ray if on == "ray" else None,
+            settings=settings,
+            replace_plan=replace_plan,
+            on_poll=display,
+        )
     statuses = Store(directory).status()
     console.print(f"{count(statuses)} in {time.monotonic() - began:.0f} s; {directory}")
     for s in statuses:

@@ -160,7 +160,7 @@ def start(
     if not finished and (left := len(store.left())):
         raise ValueError(
             f"{study}: every worker died {RESTARTS + 1} times and {left} runs are left. The last words of one: "
-            f"{_last_words(logs)}; all of them in {logs}/worker-*.log. The same command goes on"
+            f"{last_words(logs)}; all of them in {logs}/worker-*.log. The same command goes on"
         )
 
 
@@ -170,7 +170,7 @@ def log_of(logs: Path, index: int, settings: Settings | None = None) -> Path:
     return logs / f"worker-{socket.gethostname()}-{index}{number}.log"
 
 
-def _last_words(logs: Path) -> str:
+def last_words(logs: Path) -> str:
     newest = max(logs.glob("worker-*.log"), key=lambda path: path.stat().st_mtime)
     lines = newest.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "none")

@@ -1,0 +1,160 @@
+"""Sweeps on a Ray cluster of two nodes on this machine: a worker is killed, a node goes, another comes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import kills
+from sweeps.launch import local, ray_pool
+from sweeps.launch.ray_node import Cluster
+from sweeps.store import Store
+
+STEPS = 6000
+STUDY = """
+from sweeps import Study, arm, corpus
+from sweeps.ladder import ladder
+
+def study(preset="small"):
+    return Study(name="stopped", question="?", baseline="a", budgets=(1e11,), batch=4, window=1, learning_rate=0.01,
+                 arms={"a": arm("decoder_only", corpus("markov"), S=8, T=8)}, seeds=2, sizes=ladder(8, depth=1, head_width=8))
+"""
+
+
+def test_room_and_environment(monkeypatch):
+    node = {"CPU": 8.0, "GPU": 2.0, "disk": 0.3, "memory": 1e9}
+    assert Cluster().room(node) == 8 and Cluster(cpus=3).room(node) == 2 and Cluster(cpus=9).room(node) == 0
+    assert Cluster(gpus=1).room(node) == 2 and Cluster(gpus=1).room({"CPU": 8.0}) == 0
+    assert Cluster(custom={"disk": 0.1}).room(node) == 3
+    for bad in ({"cpus": 0}, {"gpus": -1}, {"custom": {"disk": 0.0}}):
+        with pytest.raises(ValueError, match="at least one CPU"):
+            Cluster(**bad)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("PYTHONPATH", "/here")
+    assert Cluster(cpus=2).environment()["NPROC"] == "2"
+    assert Cluster().environment()["JAX_PLATFORMS"] == "cpu"
+    assert "JAX_PLATFORMS" not in Cluster(gpus=1).environment()
+    assert Cluster().environment(Path("/code"))["PYTHONPATH"] == f"/code{os.pathsep}/here"
+
+
+def test_without_ray(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    store = Store(tmp_path / "study")
+    store.write_plan(kills.plan(10))
+    with pytest.raises(ValueError, match=r"pip install 'bitterlab\[ray\]'"):
+        ray_pool.start(store.root, Cluster())
+
+
+# ---- on a cluster ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One CPU on each of two nodes."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bitterlab[ray]'")
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Of a study that six runs are left of; afterwards no process is at it any more."""
+    store = Store(tmp_path / "study")
+    store.write_plan(kills.plan(STEPS))
+    yield store
+    assert not processes_of(store.root)
+
+
+def processes_of(study: Path) -> list[int]:
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (place / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(study).encode() in command and b"sweeps.launch.worker" in command:
+            found.append(int(place.name))
+    return found
+
+
+@pytest.mark.ray
+def test_a_cluster_that_changes_under_a_sweep(cluster, store, tmp_path):
+    """It ends as on a machine that nothing happens to."""
+    wanted = Store(tmp_path / "undisturbed")
+    wanted.write_plan(kills.plan(STEPS))
+    local.start(wanted.root, local.cpu_slots(2), settings=kills.SETTINGS)
+    first = next(iter(cluster.worker_nodes))
+    killed, removed, added = [], [], []
+
+    def log_of(node):
+        return store.root / "logs" / f"worker-{node.node_id[:8]}-0.log"
+
+    def disturb(store: Store) -> None:
+        training = [s for s in store.status() if s.state == "running" and (s.step or 0) > 0]
+        if not killed and training:
+            killed.append(int(training[0].held_by.split()[-1]))
+            os.kill(killed[0], signal.SIGKILL)
+        elif killed and not removed and len(training) == 2 and killed[0] not in processes_of(store.root):
+            removed.append(first)
+            cluster.remove_node(first, allow_graceful=False)
+        elif removed and not added:
+            added.append(cluster.add_node(num_cpus=1))
+
+    ray_pool.start(store.root, Cluster(address=cluster.address), settings=kills.SETTINGS, on_poll=disturb)
+    assert killed and removed and log_of(first).exists() and log_of(added[0]).exists()
+    counted = kills.check(store, kills.outcomes(wanted))
+    assert counted["ended"] == kills.RUNS and counted["attempt"] >= kills.RUNS + 2
+
+
+@pytest.mark.ray
+def test_a_study_that_is_stopped_and_goes_on(cluster, tmp_path):
+    """By the command: Ctrl-C lets the workers save."""
+    (tmp_path / "study.py").write_text(STUDY)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sweeps.cli.main", "run", str(tmp_path / "study.py"), "--out", str(out),
+               "--on", "ray", "--ray.address", cluster.address]  # fmt: skip
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    store, deadline = Store(out), time.monotonic() + 60
+    while not ((out / "plan.json").exists() and any((s.step or 0) > 0 for s in store.status())):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.2)
+    assert processes_of(out)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode != 0 and not processes_of(out)
+    begun = [i for i in store.runs if store.history(i).last()]
+    assert begun and all(store.history(i).last().kind == "released" for i in begun)
+    command += ["--flops", "1"]  # of which nothing is spent yet: each of two workers begins one more
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and "2 done" in ended.stderr, ended.stderr
+    assert not processes_of(out)
+
+
+@pytest.mark.ray
+def test_what_never_fits(cluster, store):
+    with pytest.raises(ValueError, match=r"no node .* has CPU 64 and GPU 1, which.* there is CPU 1; CPU 1\. Give"):
+        ray_pool.start(store.root, Cluster(address=cluster.address, cpus=64, gpus=1, wait=1))
+
+
+@pytest.mark.ray
+def test_workers_that_always_die_are_given_up(cluster, store, tmp_path):
+    (tmp_path / "code" / "sweeps").mkdir(parents=True)
+    (tmp_path / "code" / "sweeps" / "__init__.py").write_text("raise RuntimeError('another code')")
+    with pytest.raises(ValueError, match=r"every worker died 4 times and 6 runs are left.*RuntimeError: another code"):
+        ray_pool.start(
+            store.root, Cluster(address=cluster.address), code=tmp_path / "code", poll_seconds=0.1, backoff_seconds=0.1
+        )
+
+
+@pytest.mark.ray
+def test_no_cluster_there(store):
+    with pytest.raises(ValueError, match="no Ray cluster at 127.0.0.1:1"):
+        ray_pool.start(store.root, Cluster(address="127.0.0.1:1"))
