@@ -156,5 +156,5 @@ def test_workers_that_always_die_are_given_up(cluster, store, tmp_path):
 
 @pytest.mark.ray
 def test_no_cluster_there(store):
-    with pytest.raises(ValueError, match="no Ray cluster at 127.0.0.1:1"):
+    with pytest.raises(ValueError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         ray_pool.start(store.root, Cluster(address="127.0.0.1:1"))
