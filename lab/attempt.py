@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lab import cost, evaluate, hardware, records
+from lab import cost, evaluate, hardware, records, tracking
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.data import load
@@ -53,11 +53,20 @@ class Attempt:
 
     earlier: directories of attempts before this one, newest first, from whose checkpoints it goes on. wanted: the settings
     of a run that starts; one that goes on keeps those that it was begun with. halve: but with half the microbatch, since the
-    device ran out of memory. Raises OutOfMemory where that has been done, or can not be.
+    device ran out of memory. Raises OutOfMemory where that has been done, or can not be. track: trackers (lab.tracking) that
+    show it, with these labels.
     """
 
     def __init__(
-        self, run: Run, run_dir: Path, *, wanted: Execution, earlier: Sequence[Path] = (), halve: bool = False
+        self,
+        run: Run,
+        run_dir: Path,
+        *,
+        wanted: Execution,
+        earlier: Sequence[Path] = (),
+        halve: bool = False,
+        track: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
     ):
         self.run, self.run_dir, self.V = run, Path(run_dir), TOKENIZERS[run.data.tokenizer].V
         self.tokenizer = TOKENIZERS[run.data.tokenizer]
@@ -102,10 +111,12 @@ class Attempt:
         self.result: dict[str, Any] | None = None
         latest = self.checkpoints.latest
         lines = records.read_metrics(latest.run_dir if latest else self.run_dir)
-        kept = [line for line in lines if line["step"] <= self.ledger.steps]
-        self.evaluated = {line["step"] for line in kept if "held_out_loss" in line}
+        self.kept = [line for line in lines if line["step"] <= self.ledger.steps]
+        self.evaluated = {line["step"] for line in self.kept if "held_out_loss" in line}
         if self.writes:
-            self.metrics = records.MetricsWriter(self.run_dir, kept)
+            self.metrics = records.MetricsWriter(self.run_dir, self.kept)
+        self.track, self.labels = track, labels or {}
+        self.mirrors: list[tracking.Mirror] = []
         self.spent_before = dict(self.ledger.spent)
 
     def _halve(self) -> None:
@@ -124,6 +135,9 @@ class Attempt:
     def begin(self, clock: Clock, *, sharing: int) -> None:
         """sharing: runs that train side by side; the seconds of each are its share of theirs."""
         self.clock, self.sharing, self.training_began = clock, sharing, time.monotonic()
+        if self.writes and self.track:
+            tracked = tracking.Tracked(run=self.run, run_dir=self.run_dir, kept=self.kept, labels=self.labels)
+            self.mirrors = [tracking.Mirror(name, tracked) for name in self.track]
 
     @property
     def running(self) -> bool:
@@ -196,6 +210,8 @@ class Attempt:
     def _write(self, **values: float | int | None) -> None:
         if self.metrics is not None:
             self.metrics.write(**values)
+        for mirror in self.mirrors:
+            mirror.log({**values, "tokens_per_second": self.speed("tokens")} if "loss" in values else values)
 
     def save(self, state: Any) -> None:
         note = {
@@ -260,6 +276,8 @@ class Attempt:
         self.checkpoints.wait()  # a run whose last save failed has not ended
         if self.writes:
             records.write_json(self.run_dir / records.RESULT, self.result)
+        for mirror in self.mirrors:
+            mirror.finish(self.result)
 
     def close(self) -> None:
         """Raises what the last save failed with."""

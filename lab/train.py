@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lab import hardware, memory, mesh, records
+from lab import hardware, memory, mesh, records, tracking
 from lab.attempt import Attempt, parameter_hash
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
@@ -53,6 +53,8 @@ def train(
     profile: bool = False,
     earlier: Sequence[Path] = (),
     superseded: Callable[[], bool] = lambda: False,
+    track: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Trains `run` in `run_dir` and returns its result (lab.records); a run that has ended is not trained again.
 
@@ -60,6 +62,7 @@ def train(
     compilation of a shape, so that workers do not compile it twice at once. on: the devices (default: all that JAX sees).
     profile: the second dispatch (or the only one) is traced into run_dir/profile, for XProf or `jax.profiler.ProfileData`.
     earlier: directories of attempts before this one, newest first; the newest whole checkpoint of all is where it goes on.
+    track: names of trackers (lab.tracking), which are told the labels ("study", "arm") too; a tracker that fails stops nothing.
     Raises Preempted after a signal (lab.preemption), with everything saved, and Superseded once superseded(). Where the device
     runs out of memory the microbatch is halved, once, and the run goes on from its last checkpoint.
     """
@@ -74,6 +77,8 @@ def train(
         profile=profile,
         earlier=[earlier],
         superseded=superseded,
+        track=track,
+        labels=[labels or {}],
     )
     return result
 
@@ -90,6 +95,8 @@ def train_together(
     profile: bool = False,
     earlier: Sequence[Sequence[Path]] | None = None,
     superseded: Callable[[], bool] = lambda: False,
+    track: Sequence[str] = (),
+    labels: Sequence[Mapping[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
     """As `train`, for runs that differ in nothing but seeds, budgets and what the optimizer takes as arrays: their states
     are stacked, one program advances them all. Raises ValueError for runs of different programs.
@@ -97,6 +104,7 @@ def train_together(
     Each ends at its own time: its result is written then, and the others go on. A pack that the device has no memory for,
     or whose runs were begun with other settings, is cut in halves that are trained one after another.
     """
+    track = tracking.read(track)
     results = [_finished(run, Path(run_dir)) for run, run_dir in zip(runs, run_dirs, strict=True)]
     left = [i for i, result in enumerate(results) if result is None]
     if not left:
@@ -107,10 +115,11 @@ def train_together(
         compile_lock=compile_lock,
         checkpoint_seconds=checkpoint_seconds,
         superseded=superseded,
+        track=track,
     )
     use_compilation_cache()
-    before = earlier or [()] * len(runs)
-    chosen = [(runs[i], Path(run_dirs[i]), before[i]) for i in left]
+    before, named = earlier or [()] * len(runs), labels or [{}] * len(runs)
+    chosen = [(runs[i], Path(run_dirs[i]), before[i], named[i]) for i in left]
     made: list[dict[str, Any]] | None = None
     why = ""
     try:
@@ -125,8 +134,10 @@ def train_together(
         log.warning("%d runs do not train side by side; %d and the others do: %s", len(chosen), half, why)
         made = []
         for some in (chosen[:half], chosen[half:]):
-            those, directories, befores = zip(*some, strict=True)
-            made += train_together(those, directories, on_progress=on_progress, earlier=befores, **settings)
+            those, directories, befores, names = zip(*some, strict=True)
+            made += train_together(
+                those, directories, on_progress=on_progress, earlier=befores, labels=names, **settings
+            )
     elif made is None:
         log.warning("%s: %s", chosen[0][0].run_id, why)
         made = _train(chosen, on_progress=on_progress, halve=True, **settings)
@@ -147,7 +158,7 @@ def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
 
 
 def _train(
-    chosen: Sequence[tuple[Run, Path, Sequence[Path]]],
+    chosen: Sequence[tuple[Run, Path, Sequence[Path], Mapping[str, str]]],
     *,
     on_progress: Callable[[int, int, float | None, float], None] | None,
     compile_lock: Callable[[str], AbstractContextManager[Any]] | None,
@@ -155,19 +166,22 @@ def _train(
     on: Mesh | None,
     checkpoint_seconds: float,
     superseded: Callable[[], bool],
+    track: Sequence[str],
     profile: bool = False,
     halve: bool = False,
 ) -> list[dict[str, Any]]:
     clock = Clock()
     attempts: list[Attempt] = []
     try:
-        for run, run_dir, before in chosen:
+        for run, run_dir, before, named in chosen:
             V = TOKENIZERS[run.data.tokenizer].V
             rows = on.data * on.fsdp if on else math.gcd(run.batch, jax.device_count())
             wanted = execution or hardware.choose(
                 run, V, jax.default_backend(), limit=hardware.memory_limit(), rows=rows
             )
-            attempts.append(Attempt(run, run_dir, wanted=wanted, earlier=before, halve=halve))
+            attempts.append(
+                Attempt(run, run_dir, wanted=wanted, earlier=before, halve=halve, track=track, labels=named)
+            )
         where = on or _place(attempts)
         p = _one_program(attempts, where)
         with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
@@ -175,6 +189,9 @@ def _train(
         _loop(attempts, p, built, clock, on_progress, checkpoint_seconds, superseded, profile)
     finally:
         with contextlib.ExitStack() as closing:  # all of them, whatever one of them raises
+            closing.callback(
+                lambda: tracking.finish([mirror for a in attempts for mirror in a.mirrors])
+            )  # after all else
             for attempt in attempts:
                 closing.callback(attempt.close)
     return [attempt.result for attempt in attempts if attempt.result]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lab import cost, hardware, memory, records, spec
+from lab import cost, hardware, memory, records, spec, tracking
 from lab.data.tokenizers import TOKENIZERS
 from lab.spec import Objective, Options, Run
 from lab.structure import LADDER, STRUCTURES
@@ -122,7 +122,13 @@ def flops(
 
 
 def train(
-    run: Path_, /, out: Path | None = None, mesh: str | None = None, hosts: str | None = None, profile: bool = False
+    run: Path_,
+    /,
+    out: Path | None = None,
+    mesh: str | None = None,
+    hosts: str | None = None,
+    profile: bool = False,
+    track: str | None = None,
 ) -> None:
     """Train one run in the foreground; started again, it goes on where it was.
 
@@ -137,6 +143,7 @@ def train(
         hosts: one process a host: the first one's address and port, how many, and which this is (from 0); 'auto' on Slurm,
             TPU pods and other places where JAX finds them itself
         profile: trace a few steps into the directory's profile/, for XProf
+        track: trackers that show the run, of tensorboard and wandb, such as tensorboard,wandb
     """
     from lab.mesh import Mesh, join_hosts
     from lab.train import train as train_run
@@ -154,7 +161,7 @@ def train(
         def show(step: int, steps: int, loss: float | None, speed: float) -> None:
             progress.update(task, completed=step, total=steps, note=f"loss {loss:.3f}, {speed:,.0f} tokens/s")
 
-        result = train_run(content, directory, on=on, on_progress=show, profile=profile)
+        result = train_run(content, directory, on=on, on_progress=show, profile=profile, track=tracking.read(track))
     outcome, measured = result["outcome"], result["measured"]
     if "seconds_by_part" in measured:  # a result of before this was recorded has none
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in measured["seconds_by_part"].items())

@@ -72,6 +72,7 @@ def run(
     checkpoint: float = 60.0,
     lease: float = 60.0,
     hang: float = 1800.0,
+    track: str | None = None,
     retry: bool = False,
     replace_plan: bool = False,
 ) -> None:
@@ -99,6 +100,7 @@ def run(
         checkpoint: seconds between two checkpoints of a run
         lease: seconds of silence after which another worker takes a run over
         hang: seconds without a step after which a run has failed
+        track: trackers that show the runs, of tensorboard and wandb, such as tensorboard,wandb
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
@@ -118,6 +120,7 @@ def run(
         checkpoint=checkpoint,
         most_flops=flops,
         until=None if hours is None else time.time() + 3600 * hours,
+        track=track,
     )
     if mesh is not None:
         Mesh.read(mesh)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from lab import tracking
 from sweeps.store import LEASE_SECONDS
 
 
@@ -19,6 +20,7 @@ class Settings:
     hang: seconds without a step after which a run has failed.
     checkpoint: seconds between checkpoints.
     most_flops: no run is begun once the study has spent so many; until: nor after this time, in seconds since 1970.
+    track: trackers that show the runs, such as "tensorboard,wandb".
     """
 
     pack: int | None = None
@@ -29,12 +31,14 @@ class Settings:
     checkpoint: float = 60.0
     most_flops: float | None = None
     until: float | None = None
+    track: str | None = None
 
     def __post_init__(self):
         for name in ("pack", "lease", "hang", "checkpoint", "most_flops", "until"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} = {value}: use a number above 0")
+        tracking.read(self.track)
 
     def command(self, study: Path | str, *, workers: int, cores: Sequence[int] = ()) -> list[str]:
         """What starts one of `workers` workers."""

@@ -15,7 +15,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, Protocol
 
-from lab import spec
+from lab import secrets, spec, tracking
 from lab.preemption import AGAIN, SIGNALS, Superseded
 from lab.spec import Run
 from sweeps.claim import Claim
@@ -147,7 +147,7 @@ def _logged(claim: Claim) -> Iterator[None]:
     except OSError as error:
         _raise_trouble(error)
         raise
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(secrets.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -170,7 +170,7 @@ def _failing(store: Store, claim: Claim) -> Iterator[None]:
             if claim.lost.is_set() or not claim.renew():
                 return  # deleted or taken over under its feet, and so no fault of the run's
             log.exception("%s failed", claim.run_id)
-            store.fail(claim, traceback.format_exc(), reason=_reason(error))
+            store.fail(claim, secrets.redacted(traceback.format_exc()), reason=_reason(error))
         except OSError as second:
             _raise_trouble(second)
             raise
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--cores", help="processor numbers to stay on, such as 0,1")
     parser.add_argument("--workers", type=int, default=1, help="how many are at this study")
     for field in fields(Settings):
-        kind = str if field.name in ("mesh", "hosts") else int if field.name == "pack" else float
+        kind = str if field.name in ("mesh", "hosts", "track") else int if field.name == "pack" else float
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     arguments = parser.parse_args()
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
@@ -222,6 +222,7 @@ def main() -> None:
         # Before JAX starts: it makes as many threads as it sees cores.
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(secrets.Formatter(logging.BASIC_FORMAT))
     logging.raiseExceptions = False  # a log that can not be written stops nothing
     import jax
 
@@ -254,6 +255,8 @@ def main() -> None:
             return
     store.check_alone()
 
+    study = store.plan["study"]["name"]
+
     def train(runs: list[Run], claims: Sequence[Claim], superseded: Callable[[], bool]) -> None:
         def progress(*_: Any) -> None:
             for claim in claims:
@@ -275,6 +278,8 @@ def main() -> None:
                 superseded=superseded,
                 on_progress=progress,
                 checkpoint_seconds=settings.checkpoint,
+                track=tracking.read(settings.track),
+                labels=[{"study": study, "arm": claim.row["arm"]} for claim in claims],
             )
 
     try:
