@@ -28,6 +28,7 @@ from sweeps.files import Files
 
 Kind = Literal["attempt", "released", "ended", "retry", "cancelled"]
 EVENT = re.compile(r"(\d{4,})\.json")
+PLACE = re.compile(rf"{records.ATTEMPTS}/\d{{4,}}-[0-9a-f]{{8}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,11 @@ class History:
         content = records.parse_json(self.files.read(self.name(number)), path)
         try:
             event = Event(number=number, kind=content["kind"], content=content)
-            _ = event.owner if event.kind == "attempt" else None
+            named = (
+                event.directory if event.kind == "attempt" else content["attempt"] if event.kind == "ended" else None
+            )
+            if named is not None and not (isinstance(named, str) and PLACE.fullmatch(named)):
+                raise KeyError(f"attempt {named!r}")  # it may name files of this run's directory and no others
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: not an event ({error!r}); delete it, once nobody works on this run") from error
         if event.kind not in get_args(Kind):

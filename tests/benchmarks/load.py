@@ -80,7 +80,7 @@ def measure(runs: int, root: Path) -> dict[str, float]:
     for run_id in ended:
         history = store.history(run_id)
         if history.last() is None:
-            event = history.append(None, "ended", status="done", attempt="attempts/0001-none", sha256="")
+            event = history.append(None, "ended", status="done", attempt="attempts/0001-00000000", sha256="")
             store.index.add(index.Ended(run_id=run_id, began=history.began(), event=1, state="done", loss=1.0, exact=1))
             assert event
     found["end a run, ms"] = 1000 * (time.perf_counter() - at) / len(ended)

@@ -1,0 +1,100 @@
+"""A run directory is data: reading one runs nothing and reaches nothing outside of it; keys stay out of what is written."""
+
+import ast
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab import records
+from lab.secrets import redacted
+from lab.spec import to_json
+from runs import make_run
+from sweeps.cli.main import main
+from sweeps.store import Store
+
+ROOT = Path(__file__).parent.parent
+RUNS_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(p for part in ("lab", "sweeps", "analysis") for p in (ROOT / part).rglob("*.py")), ids=str
+)
+def test_nothing_reads_files_in_a_way_that_runs_code(path):
+    """A study's file is code, which `sweeps.study.load` imports; nothing else is."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = (
+            {alias.name.partition(".")[0] for alias in node.names} if isinstance(node, ast.Import)
+            else {(node.module or "").partition(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+        )  # fmt: skip
+        assert not names & RUNS_CODE, f"{path}:{node.lineno}"
+        if isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            assert not (isinstance(node.func, ast.Name) and called in ("eval", "exec", "__import__")), (
+                f"{path}:{node.lineno}"
+            )
+            assert called not in ("exec_module", "read_pickle") or path.name == "study.py", f"{path}:{node.lineno}"
+            assert not any(k.arg == "allow_pickle" and getattr(k.value, "value", True) for k in node.keywords), path
+
+
+@pytest.fixture
+def study(tmp_path):
+    """With a file beside it that none may read, and that would be accepted if it were."""
+    store = Store(tmp_path / "studies" / "one")
+    runs = [replace(make_run(), seed=replace(make_run().seed, init=i)) for i in range(2)]
+    rows = [{"run_id": run.run_id, "arm": "a", "run": to_json(run)} for run in runs]
+    store.write_plan({"schema": 1, "study": {"name": "s"}, "runs": rows})
+    records.write_json(tmp_path / "outside" / "result.json", {"schema": 1, "status": "done", "outcome": {"loss": 0.0}})
+    return store
+
+
+@pytest.mark.parametrize("token", ["../../../../../../outside", "/etc", "0" * 7 + "/", "", "zz"])
+def test_events_that_name_other_directories_are_damage(study, token):
+    run_id = next(iter(study.runs))
+    owner = {"host": "h", "machine": "m", "pid": 1, "started": 1, "token": token}
+    outside = (study.local.parent.parent / "outside" / "result.json").read_bytes()
+    ended = {"attempt": "../../../../outside", "status": "done", "sha256": hashlib.sha256(outside).hexdigest()}
+    for content in ({"kind": "attempt", "owner": owner}, {"kind": "ended", **ended}):
+        path = study.directory(run_id) / "history" / "0001.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"schema": 1, **content}))
+        (damaged, other) = Store(study.root).status()
+        assert damaged.state == "damaged" and str(path) in damaged.reason and other.state == "waiting"
+        with pytest.raises(ValueError, match=r"0001\.json"):
+            Store(study.root).claim(run_id)
+    assert records.read_result(study.directory(run_id)) is None
+    assert [path.name for path in study.directory(run_id).iterdir()] == ["history"]
+
+
+def test_an_index_that_names_other_directories_is_not_followed(study):
+    line = {"run_id": "../../outside", "began": "x", "event": 1, "state": "done"}
+    (study.local / "ended").mkdir()
+    (study.local / "ended" / "x.jsonl").write_text(json.dumps(line) + "\n")
+    assert [s.state for s in Store(study.root).status()] == ["waiting"] * 2
+    main(["gc", str(study.root), "--last"])
+    assert (study.local.parent.parent / "outside" / "result.json").exists()
+
+
+def test_gc_does_not_follow_links(study, tmp_path):
+    claim = study.claim(next(iter(study.runs)))
+    with claim:
+        claim.run_dir.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "thesis").write_text("x")
+        (claim.run_dir / "checkpoints").symlink_to(tmp_path / "precious")
+    study.cancel([claim.run_id])
+    main(["gc", str(study.root), "--last"])
+    assert (tmp_path / "precious" / "thesis").exists()
+
+
+def test_keys_are_not_written(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    monkeypatch.setenv("EDITOR", "vim")
+    assert redacted("with 0123456789abcdef and hush-hush in vim") == (
+        "with [WANDB_API_KEY] and [AWS_SECRET_ACCESS_KEY] in vim"
+    )
+    assert os.environ["WANDB_API_KEY"] == "0123456789abcdef"
