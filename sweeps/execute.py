@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.data import load
-from sweeps.launch import local, ray_pool
+from sweeps.launch import local, ray_pool, slurm
 from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
+from sweeps.launch.slurm import Job
 from sweeps.plan import Plan
 from sweeps.store import Store
 
@@ -16,7 +17,7 @@ def run(
     out: str | Path | None = None,
     *,
     workers: int | None = None,
-    on: Cluster | None = None,
+    on: Cluster | Job | None = None,
     settings: Settings | None = None,
     replace_plan: bool = False,
     on_poll: Callable[[Store], None] | None = None,
@@ -24,20 +25,30 @@ def run(
     """Trains what is left of the plan under `out` (default runs/<study>) and returns that directory; where `out` is in an
     object store, such as gs://bucket/study, one of this machine with the same records.
 
-    on: a Ray cluster (default: this machine). workers: processes that share the cores (default one a core), or GPUs to use
-    (default all); on Ray, workers over the whole cluster (default as many as fit). Runs that raised are recorded as failed
-    and do not stop the others; `Store.retry` lets them be tried again.
+    on: a Ray cluster, or jobs of a Slurm cluster, which are submitted and not waited for (default: this machine). workers:
+    processes that share the cores (default one a core), or GPUs to use (default all); on Ray, workers over the whole cluster
+    (default as many as fit); on Slurm, jobs (default one). Runs that raised are recorded as failed and do not stop the
+    others; `Store.retry` lets them be tried again.
     """
-    store = Store(out if out is not None else Path("runs") / plan.study.name)
-    store.write_plan(plan.to_json(), replace=replace_plan)
+    store = prepared(plan, out, replace_plan=replace_plan)
     if not store.left():
         return store.records()
-    for data in {row.run.data for row in plan.runs}:
-        load(data)  # refused here, once, rather than by every worker
-    if on is not None:
+    if isinstance(on, Job):
+        slurm.submit(store.root, workers or 1, job=on, settings=settings)
+    elif on is not None:
         ray_pool.start(store.root, on, workers=workers, settings=settings, on_poll=on_poll)
-        return store.records()
-    whole = settings and (settings.mesh or settings.hosts)
-    _, places = local.slots(workers, whole=bool(whole), needs=plan.needs)
-    local.start(store.root, places[: len(plan.unique)], settings=settings, on_poll=on_poll)
+    else:
+        whole = settings and (settings.mesh or settings.hosts)
+        _, places = local.slots(workers, whole=bool(whole), needs=plan.needs)
+        local.start(store.root, places[: len(plan.unique)], settings=settings, on_poll=on_poll)
     return store.records()
+
+
+def prepared(plan: Plan, out: str | Path | None = None, *, replace_plan: bool = False) -> Store:
+    """The study's directory with the plan in it; raises ValueError where the plan's text is not here as planned."""
+    store = Store(out if out is not None else Path("runs") / plan.study.name)
+    store.write_plan(plan.to_json(), replace=replace_plan)
+    if store.left():
+        for data in {row.run.data for row in plan.runs}:
+            load(data)  # refused here, once, rather than by every worker
+    return store

@@ -35,7 +35,7 @@ from sweeps.index import Ended, Index
 from sweeps.mirror import Mirror
 
 FAILED, LOG = "failed.json", "log.txt"
-OWN = ("runs", "logs", "locks", "ended", "groups")  # what may be there when the plan is not
+OWN = ("runs", "logs", "locks", "ended", "groups", "code", "slurm")  # what may be there when the plan is not
 LEASE_SECONDS = 60.0
 BEATS_A_LEASE = 6
 MAX_DEATHS = 10  # of workers on one run, one after another, without a new checkpoint: it kills them

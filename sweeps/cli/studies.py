@@ -15,13 +15,14 @@ from sweeps.files import files_at
 from sweeps.launch import local
 from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
+from sweeps.launch.slurm import Job, submit
 from sweeps.plan import Plan, PlannedRun
 from sweeps.plan import plan as make_plan
 from sweeps.store import Store
 from sweeps.study import load
 
 Name = Annotated[str, tyro.conf.Positional]
-CLUSTER = Cluster()
+CLUSTER, JOB = Cluster(), Job()
 
 
 def quickstart(out: Path = Path("runs/quickstart"), workers: int | None = None, preset: str = "small") -> None:
@@ -62,8 +63,9 @@ def run(
     preset: str = "small",
     out: str | None = None,
     workers: int | None = None,
-    on: Literal["local", "ray"] = "local",
+    on: Literal["local", "ray", "slurm"] = "local",
     ray: Cluster = CLUSTER,
+    slurm: Job = JOB,
     pack: int | None = None,
     mesh: str | None = None,
     hosts: str | None = None,
@@ -87,8 +89,9 @@ def run(
         preset: which size of the study
         out: the study's directory (default: runs/<study's name>), or a place in an object store, such as gs://bucket/mine
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs; on Ray as many as fit)
-        on: local for this machine, ray for a Ray cluster
+        on: local for this machine, ray for a Ray cluster, slurm for jobs of a Slurm cluster, as many as --workers says
         ray: which Ray cluster, and what each worker takes of it
+        slurm: what each job asks Slurm for
         pack: runs of one program that train side by side in each worker (default: as many as an accelerator has memory
             for; 1 on a processor, where more were measured to gain nothing)
         mesh: devices along data, fsdp and tensor that each run is cut over, such as data=4,fsdp=2 (default: one device a run,
@@ -107,6 +110,7 @@ def run(
     from lab.mesh import Mesh, read_hosts
     from sweeps import propose
     from sweeps.cli.progress import Display
+    from sweeps.execute import prepared
     from sweeps.execute import run as execute
 
     if hours is not None and not hours > 0:
@@ -133,6 +137,8 @@ def run(
     solved = make_plan(load(study, preset)) if written is None else propose.read(Store(written).records())
     if on == "ray":
         kind, at_once = ray.kind, workers or 1
+    elif on == "slurm":
+        kind, at_once = ("gpu", slurm.gpus * (workers or 1)) if slurm.gpus else ("cpu", slurm.cpus * (workers or 1))
     else:
         kind, places = local.slots(workers, whole=bool(mesh or hosts), needs=solved.needs)
         at_once = len(places)
@@ -148,6 +154,12 @@ def run(
     )
     for said in solved.warnings:
         console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
+    if on == "slurm":
+        ids = submit(
+            prepared(solved, directory, replace_plan=replace_plan).root, workers or 1, job=slurm, settings=settings
+        )
+        console.print(f"jobs {', '.join(ids)}; `lab status {directory} --watch` follows them", soft_wrap=True)
+        return
     began = time.monotonic()
     with Display(solved, console) as display:
         execute(

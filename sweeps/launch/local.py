@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.preemption import SIGNALS, Preempted
 from sweeps.launch.settings import Settings
 from sweeps.store import Store
 
@@ -33,6 +34,11 @@ class Slot:
 def cpu_slots(workers: int | None = None) -> list[Slot]:
     """Slots that share this process's cores evenly; by default one for each core."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    given = int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores)))
+    if given < len(cores):  # which of the cores it sees are its job's, Slurm does not say without task/affinity
+        count = workers or given
+        threads = str(max(1, given // count))  # XLA makes as many as NPROC says
+        return [Slot(environment={**CPU_ENVIRONMENT, "NPROC": threads, "OMP_NUM_THREADS": threads})] * count
     count = workers or len(cores)
     shares = [tuple(cores[i::count]) or (cores[i % len(cores)],) for i in range(count)]
     return [Slot(cores=share, environment=CPU_ENVIRONMENT) for share in shares]
@@ -95,15 +101,16 @@ def start(
 ) -> None:
     """Works on the study until every run has ended, or its budget has; raises ValueError if workers keep dying.
 
-    A worker that is killed is started again in its place, later each time until runs end again. SIGINT and SIGTERM (where
-    this is the main thread, which alone may handle them) are passed on, the workers save, and KeyboardInterrupt is raised.
+    A worker that is killed is started again in its place, later each time until runs end again. Signals (where this is the
+    main thread, which alone may handle them) are passed on and the workers save; then SIGINT raises KeyboardInterrupt, the others
+    lab.preemption.Preempted.
     """
     store = Store(study)
     if len(places) > 1:
         store.check_shared()
     logs = store.local / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    stopping = False
+    stopping: list[int] = []  # signals
 
     def spawn(index: int) -> subprocess.Popen[bytes]:
         place = places[index]
@@ -114,11 +121,10 @@ def start(
             # A session of its own: a Ctrl-C at the terminal reaches the workers once, through this process.
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        stopping = True
+    def stop(number: int, _: object) -> None:
+        stopping.append(number)
 
-    heeded = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    heeded = SIGNALS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, stop) for number in heeded}
     workers: dict[int, subprocess.Popen[bytes]] = {}
     left, finished = len(store.left()), False  # finished: a worker found nothing more to begin
@@ -156,7 +162,7 @@ def start(
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopping:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if signal.SIGINT in stopping else Preempted()
     if not finished and (left := len(store.left())):
         raise ValueError(
             f"{study}: every worker died {RESTARTS + 1} times and {left} runs are left. The last words of one: "
