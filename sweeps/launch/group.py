@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from lab import records
-from lab.preemption import AGAIN, Superseded
+from lab.preemption import AGAIN, Preempted, Superseded
 from sweeps.files import Files
 
 DIRECTORY = "groups"
@@ -46,12 +46,14 @@ class Orders:
         if self.number > 2:
             self.files.remove(f"{self._order(self.number - 2)}.json")  # all have begun the one after it
 
-    def taken(self) -> Iterator[dict[str, Any]]:
+    def taken(self, stopping: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         """The others: each order as it comes, until there are no more."""
         while True:
             self.number += 1
             name = f"{self._order()}.json"
             while not self.files.exists(name):
+                if stopping():
+                    raise Preempted()
                 time.sleep(POLL_SECONDS)
             order = records.parse_json(self.files.read(name), name)
             if "runs" not in order:
@@ -105,9 +107,9 @@ def led(orders: Orders | None, **order: Any) -> Iterator[None]:
         raise Broken() from None
 
 
-def follow(orders: Orders, train: Callable[[dict[str, Any]], Any]) -> None:
+def follow(orders: Orders, train: Callable[[dict[str, Any]], Any], stopping: Callable[[], bool]) -> None:
     """What the others do with each order."""
-    for order in orders.taken():
+    for order in orders.taken(stopping):
         try:
             train(order)
         except Superseded:

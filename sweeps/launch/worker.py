@@ -6,8 +6,8 @@ import contextlib
 import errno
 import logging
 import os
-import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from lab import secrets, spec, tracking
-from lab.preemption import AGAIN, SIGNALS, Superseded
+from lab.preemption import Preempted, Superseded, stop_flag
 from lab.spec import Run
 from sweeps.claim import Claim
 from sweeps.launch.settings import Settings
@@ -49,6 +49,7 @@ def work(
     poll_seconds: float = POLL_SECONDS,
     most_flops: float | None = None,
     until: float | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Until every run of the study has ended: claim one, and others of its program up to `pack_size(run)` (but no more
     than this one's share, where several `workers` are at the study); train them, publish them.
@@ -59,7 +60,7 @@ def work(
     passes through, with the runs saved. Raises MachineTrouble where files can not be written.
 
     most_flops: no run is begun once the study's ended runs have spent so many exact FLOPs. until: nor after this time of
-    `time.time()`.
+    `time.time()`. stopping: whether to leave, between runs.
     """
     mine: set[str] = set()
     keys: dict[str, str] = {}  # of each program that the queue tells apart: its key on this device
@@ -72,6 +73,8 @@ def work(
         return keys[name]
 
     while queue:
+        if stopping():
+            raise Preempted()
         if most_flops is not None and store.spent() >= most_flops:
             log.warning("the study has spent its %.3g FLOPs: nothing more is begun", most_flops)
             return
@@ -215,12 +218,14 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     arguments = parser.parse_args()
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
-    # Between runs too a signal means: leave, to be started again. While a run trains lab.preemption handles it.
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(AGAIN))
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         # Before JAX starts: it makes as many threads as it sees cores.
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+    with stop_flag() as stop:
+        _main(arguments.study, settings, arguments.workers, stop)
+
+
+def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(secrets.Formatter(logging.BASIC_FORMAT))
     logging.raiseExceptions = False  # a log that can not be written stops nothing
@@ -237,7 +242,7 @@ def main() -> None:
         join_hosts(settings.hosts)
     on = Mesh.read(settings.mesh) if settings.mesh else None
     kind, limit = jax.default_backend(), hardware.memory_limit()
-    store = Store(arguments.study, lease=settings.lease, hang_seconds=settings.hang)
+    store = Store(study, lease=settings.lease, hang_seconds=settings.hang)
     orders = None
     if jax.process_count() > 1:
         if store.mirror:
@@ -251,11 +256,11 @@ def main() -> None:
                     runs, order["run_dirs"], earlier=order["earlier"], on=on, checkpoint_seconds=settings.checkpoint
                 )
 
-            group.follow(orders, obey)
+            group.follow(orders, obey, stop.is_set)
             return
     store.check_alone()
 
-    study = store.plan["study"]["name"]
+    name = store.plan["study"]["name"]
 
     def train(runs: list[Run], claims: Sequence[Claim], superseded: Callable[[], bool]) -> None:
         def progress(*_: Any) -> None:
@@ -279,7 +284,7 @@ def main() -> None:
                 on_progress=progress,
                 checkpoint_seconds=settings.checkpoint,
                 track=tracking.read(settings.track),
-                labels=[{"study": study, "arm": claim.row["arm"]} for claim in claims],
+                labels=[{"study": name, "arm": claim.row["arm"]} for claim in claims],
             )
 
     try:
@@ -290,9 +295,10 @@ def main() -> None:
             pack_size=lambda run: (
                 settings.pack or hardware.pack_size(run, TOKENIZERS[run.data.tokenizer].V, kind, limit=limit)
             ),
-            workers=arguments.workers,
+            workers=workers,
             most_flops=settings.most_flops,
             until=settings.until,
+            stopping=stop.is_set,
         )
         if orders:
             orders.give()

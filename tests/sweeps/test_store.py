@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab import records
-from lab.preemption import Preempted
+from lab.preemption import Preempted, stop_flag
 from lab.spec import to_json
 from runs import make_run
 from sweeps.claim import HEARTBEAT, Claim
@@ -523,3 +523,16 @@ def test_a_pack_that_raises_is_tried_one_by_one(store):
     work(store, train, lambda run: "one", pack_size=lambda run: 4)
     assert [s.state for s in store.status()] == ["done", "done", "failed", "done"]
     assert "this one" in store.failure(bad)["error"]
+
+
+def test_a_signal_between_runs_is_not_lost(store):
+    """It sets a flag; raising an exception where it finds the program would be swallowed by some callbacks."""
+    with stop_flag() as outer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with stop_flag() as inner:  # a run that begins after it came
+            assert inner.is_set()
+        with pytest.raises(Preempted):
+            work(store, finish, lambda run: "one", stopping=outer.is_set)
+    assert [s.state for s in store.status()] == ["waiting"] * 4
+    with stop_flag() as later:
+        assert not later.is_set()
