@@ -17,6 +17,7 @@ from sweeps.launch.settings import Settings
 from sweeps.store import Store
 
 RESTARTS = 3  # of one worker slot, before it is given up: a machine that kills everything is not fought
+GROUP_RESTARTS = 12  # where the worker is one of several hosts: each that starts again may find another's old end
 # glibc (2.35 and newer; others ignore it) asks for 2 MB pages: XLA takes and gives back its temporary memory with each
 # call, and the first touch of 4 kB pages was measured to be up to a fifth of a step.
 CPU_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -111,6 +112,7 @@ def start(
     logs = store.local / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     stopping: list[int] = []  # signals
+    most = RESTARTS if settings is None or settings.hosts is None else GROUP_RESTARTS
 
     def spawn(index: int) -> subprocess.Popen[bytes]:
         place = places[index]
@@ -142,8 +144,8 @@ def start(
                 finished |= worker.returncode == 0
                 if (now := len(store.left())) < left:
                     left, restarts = now, dict.fromkeys(restarts, 0)
-                if worker.returncode != 0 and restarts[index] < RESTARTS:
-                    due[index] = time.monotonic() + backoff_seconds * 2 ** restarts[index]
+                if worker.returncode != 0 and restarts[index] < most:
+                    due[index] = time.monotonic() + backoff_seconds * 2 ** min(restarts[index], RESTARTS)
                     restarts[index] += 1
             if on_poll:
                 on_poll(store)
@@ -165,7 +167,7 @@ def start(
         raise KeyboardInterrupt if signal.SIGINT in stopping else Preempted()
     if not finished and (left := len(store.left())):
         raise ValueError(
-            f"{study}: every worker died {RESTARTS + 1} times and {left} runs are left. The last words of one: "
+            f"{study}: every worker died {most + 1} times and {left} runs are left. The last words of one: "
             f"{last_words(logs)}; all of them in {logs}/worker-*.log. The same command goes on"
         )
 
