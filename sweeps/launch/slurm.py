@@ -93,7 +93,7 @@ class Node:
 
     def checkpoint(self) -> Any:
         """submitit calls it ahead of the time limit, in the midst of __call__, and then puts the job into the queue again."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         if self.child is not None:
             self.child.send_signal(signal.SIGUSR2)
