@@ -20,7 +20,6 @@ from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.data import load
 from lab.data.examples import Examples
-from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
 from lab.ledger import STEP, Ledger
 from lab.objectives import Batch, build
@@ -68,10 +67,11 @@ class Attempt:
         track: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
     ):
-        self.run, self.run_dir, self.V = run, Path(run_dir), TOKENIZERS[run.data.tokenizer].V
-        self.tokenizer = TOKENIZERS[run.data.tokenizer]
+        self.run, self.run_dir, self.V = run, Path(run_dir), run.V
         # The same stream for every arm; the held-out examples do not depend on the run's seed.
-        self.examples = Examples(load(run.data), run.objective.length, run.seed.data)
+        corpus = load(run.data)
+        self.tokenizer = corpus.tokenizer
+        self.examples = Examples(corpus, run.objective.length, run.seed.data)
         self.held_out = build(
             run.objective, self.examples.held_out(run.evaluation.examples), self.tokenizer, seed=0, first=0
         )
@@ -199,7 +199,7 @@ class Attempt:
         """Raises evaluate.Interrupted once stopping() is true."""
         with self.clock("evaluate"):
             return evaluate.evaluate(
-                target_losses, self.held_out, bytes_per_token=self.tokenizer.bytes_per_token, stopping=stopping
+                target_losses, self.held_out, token_bytes=self.tokenizer.token_bytes, stopping=stopping
             )
 
     def record_evaluation(self, target_losses: Callable[[Batch], Any], stopping: Callable[[], bool]) -> None:

@@ -27,11 +27,12 @@ def evaluate(
     target_losses: Callable[[Batch], Any],
     examples: Batch,
     *,
-    bytes_per_token: float,
+    token_bytes: np.ndarray,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """target_losses(batch) -> (BATCH, T) negative log-likelihoods of the targets in nats. Sums are in float64.
 
+    token_bytes: UTF-8 bytes of each text token; bits per byte divide by those of the very targets that are scored.
     Raises Interrupted once stopping(), which is asked before each batch, is true.
     """
     parts = []
@@ -40,12 +41,13 @@ def evaluate(
             raise Interrupted
         parts.append(np.asarray(target_losses(batch), np.float64)[:counted])
     losses_ET = np.concatenate(parts)
+    labels_ET = examples.labels[:, -losses_ET.shape[1] :]
     loss = float(losses_ET.mean())
     by_example_E = losses_ET.mean(axis=1)
     spread = float(by_example_E.std(ddof=1)) / math.sqrt(len(by_example_E)) if len(by_example_E) > 1 else None
     return {
         "loss": loss,
-        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        "bits_per_byte": float(losses_ET.sum() / math.log(2) / token_bytes[labels_ET].sum()),
         "loss_per_position": [float(value) for value in losses_ET.mean(axis=0)],
         "loss_standard_error": spread,
     }

@@ -22,7 +22,6 @@ import optax
 from lab import evaluate, hardware, mesh
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
-from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
 from lab.memory import LOGITS_AT_ONCE
 from lab.mesh import ONE_DEVICE, Mesh, by_batch
@@ -65,7 +64,7 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         structure=run.structure,
         shape=run.shape,
         options=run.options,
-        V=TOKENIZERS[run.data.tokenizer].V,
+        V=run.V,
         precision=run.precision,
         scan=execution.scan,
         unroll=execution.unroll,
@@ -310,5 +309,4 @@ def use_compilation_cache() -> None:
 
 def program_key(run: Run) -> str:
     """What two runs must share for one compiled program to serve both, on the device at hand."""
-    V = TOKENIZERS[run.data.tokenizer].V
-    return program(run, hardware.choose(run, V, jax.default_backend(), limit=hardware.memory_limit())).key
+    return program(run, hardware.choose(run, run.V, jax.default_backend(), limit=hardware.memory_limit())).key

@@ -122,6 +122,11 @@ class Objective:
             )
 
     @property
+    def specials(self) -> int:
+        """Ids of its own that the objective needs beside SEP, MASK and PAD."""
+        return 0
+
+    @property
     def length(self) -> int:
         """Tokens of text in one example."""
         return self.S if self.name == "masked_lm" else self.S + self.T
@@ -136,6 +141,7 @@ class Data:
     manifest: str  # SHA-256 of the corpus's manifest (lab.data.manifest)
     train_tokens: int  # tokens of text in the training split, as the manifest counts them: what epochs are planned from
     tokenizer: str = "bytes"
+    vocabulary: int = 256  # ids of text that the tokenizer has, its specials not among them
     held_out: float = 0.05  # share of the documents
     allow_repeat: bool = False  # more than 4 epochs
 
@@ -154,6 +160,7 @@ class Data:
             self.tokenizer,
             "name a tokenizer",
         )
+        _check_integer("data.vocabulary", self.vocabulary, 2)
         _check_number("data.held_out", self.held_out, 0.0, 0.5, open_low=True)
         require(isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false")
 
@@ -265,6 +272,13 @@ class Run:
             loss=self.objective.loss,
             masked_lm=self.objective.name == "masked_lm",
         )
+
+    @property
+    def V(self) -> int:
+        """Ids that the model embeds and predicts: those of text, SEP, MASK and PAD, and the objective's own; rounded up to a
+        multiple of 4, so that embedding and head split evenly over 2 or 4 devices. A rounder number would cost small models
+        half of their head's FLOPs again."""
+        return -(-(self.data.vocabulary + 3 + self.objective.specials) // 4) * 4
 
     @property
     def run_id(self) -> str:

@@ -25,7 +25,6 @@ from lab import hardware, memory, mesh, records, tracking
 from lab.attempt import Attempt, parameter_hash
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
-from lab.data.tokenizers import TOKENIZERS
 from lab.evaluate import Interrupted
 from lab.execution import Execution
 from lab.mesh import Mesh
@@ -174,10 +173,9 @@ def _train(
     attempts: list[Attempt] = []
     try:
         for run, run_dir, before, named in chosen:
-            V = TOKENIZERS[run.data.tokenizer].V
             rows = on.data * on.fsdp if on else math.gcd(run.batch, jax.device_count())
             wanted = execution or hardware.choose(
-                run, V, jax.default_backend(), limit=hardware.memory_limit(), rows=rows
+                run, run.V, jax.default_backend(), limit=hardware.memory_limit(), rows=rows
             )
             attempts.append(
                 Attempt(run, run_dir, wanted=wanted, earlier=before, halve=halve, track=track, labels=named)

@@ -10,7 +10,6 @@ from typing import Any
 
 from lab import cost, hardware, records
 from lab.data import count_windows, describe
-from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
 from lab.memory import Memory, predict
 from lab.plan_file import Rows
@@ -69,8 +68,8 @@ class Plan:
     def memory(self, kind: str = "cpu", *, limit: int | None = None) -> tuple[Memory, Execution, PlannedRun]:
         """Predicted for the run that takes most, with the settings that suit devices of this kind and memory."""
         one_each = [self.unique[ids[0]] for ids in self.groups]
-        found = [(row, hardware.choose(row.run, _vocabulary(row.run), kind, limit=limit)) for row in one_each]
-        sized = [(predict(row.run, _vocabulary(row.run), settings), settings, row) for row, settings in found]
+        found = [(row, hardware.choose(row.run, row.run.V, kind, limit=limit)) for row in one_each]
+        sized = [(predict(row.run, row.run.V, settings), settings, row) for row, settings in found]
         return max(sized, key=lambda item: item[0].total)
 
     def needs(self, kind: str, limit: int) -> int:
@@ -83,8 +82,7 @@ class Plan:
         cells = Counter((row.arm, row.budget, row.rung) for row in self.unique.values())
         first = {(row.arm, row.budget, row.rung): row.run for row in self.unique.values()}
         training = sum(
-            count * hardware.estimate_seconds(first[cell], _vocabulary(first[cell]), kind)
-            for cell, count in cells.items()
+            count * hardware.estimate_seconds(first[cell], first[cell].V, kind) for cell, count in cells.items()
         )
         return (training + compiling) / workers
 
@@ -130,7 +128,7 @@ def plan(study: Study) -> Plan:
                 cell = []
                 for arm in study.arms:
                     run = _sized(study, arm, rung, budget)
-                    off = match.residual(run, _vocabulary(run))
+                    off = match.residual(run, run.V)
                     if abs(off) > study.match.tolerance:
                         unmatched.append(f"{arm} rung {rung} (D={run.shape.D}) at {budget:.3g}: {off:+.2%}")
                     cell += list(_replicates(study, arm, budget_index, rung, run, off))
@@ -155,10 +153,6 @@ def _shortened(messages: list[str]) -> list[str]:
     return [first + (f" (and at {len(rest)} more sizes)" if rest else "") for first, *rest in kinds.values()]
 
 
-def _vocabulary(run: Run) -> int:
-    return TOKENIZERS[run.data.tokenizer].V
-
-
 def _program(run: Run) -> tuple[Any, ...]:
     return (run.structure, run.shape, run.options, run.objective, run.batch, run.precision, run.optimizer.name)
 
@@ -179,18 +173,18 @@ def _sized(study: Study, arm: str, rung: int, budget: float) -> Run:
     if study.match.quantity == "parameters":
         base = study.arms[study.baseline]
         shape = study.sizes_of(study.baseline)[rung]
-        target = cost.parameters(base.structure, shape, base.options, base.objective, _vocabulary(base)).body
-        run = replace(run, shape=match.with_parameters(run, target, _vocabulary(run), study.match.tolerance))
+        target = cost.parameters(base.structure, shape, base.options, base.objective, base.V).body
+        run = replace(run, shape=match.with_parameters(run, target, run.V, study.match.tolerance))
     run = match.set_budget(run, budget, quantity=study.match.quantity, convention=study.match.convention)
     if isinstance(study.learning_rate, tuple):
         return run
-    rate = ladder.learning_rate(study.learning_rate, run, _vocabulary(run))
+    rate = ladder.learning_rate(study.learning_rate, run, run.V)
     return replace(run, optimizer=replace(run.optimizer, learning_rate=rate))
 
 
 def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: float) -> Iterable[PlannedRun]:
     """Seeds of a cell (init and data together, the same for every arm), at each learning rate that is swept."""
-    V = _vocabulary(run)
+    V = run.V
     planned = cost.planned(run, V)
     windows = count_windows(run.data, run.objective.length)[0]
     seconds = hardware.estimate_seconds(run, V)

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 
 from lab import cost, plan_file, spec
-from lab.data.tokenizers import TOKENIZERS
 from lab.spec import Run, Seed, Shape
 from sweeps import ladder
 from sweeps.plan import Plan, PlannedRun, plan
@@ -276,7 +275,7 @@ def _rung(study: Study, arm: str, shape: Shape, have: list[PlannedRun]) -> int:
 
 def _body(run: Run) -> int:
     parts = (run.structure, run.shape, run.options, run.objective)
-    return cost.parameters(*parts, TOKENIZERS[run.data.tokenizer].V).body
+    return cost.parameters(*parts, run.V).body
 
 
 def _planned_run(row: Mapping[str, Any]) -> PlannedRun:

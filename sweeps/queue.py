@@ -90,4 +90,4 @@ def program_of(row: Row) -> str:
     """What two runs share that one compiled program serves: all but seeds, budget, evaluation and the optimizer's numbers."""
     run = row["run"]
     parts = {name: run[name] for name in ("structure", "shape", "options", "objective", "batch", "precision")}
-    return json.dumps([parts, run["optimizer"]["name"], run["data"]["tokenizer"]], sort_keys=True)
+    return json.dumps([parts, run["optimizer"]["name"], run["data"]["vocabulary"]], sort_keys=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from lab import plan_file, records, spec
-from lab.data.tokenizers import TOKENIZERS
 from sweeps.ladder import Size
 
 
@@ -50,7 +49,7 @@ def cells(study: Path) -> dict[tuple[str, int, float], list[tuple[float, float]]
         if result is None:
             raise ValueError(f"{study}: {row['run_id']} has not ended; `lab run` goes on")
         run = spec.from_json(row["run"])
-        key = (row["arm"], run.shape.D, Size.of(run, TOKENIZERS[run.data.tokenizer].V).body_flops)
+        key = (row["arm"], run.shape.D, Size.of(run, run.V).body_flops)
         if result["status"] == "done":
             found.setdefault(key, []).append((row["learning_rate"], result["outcome"]["loss"]))
     return found

@@ -81,7 +81,7 @@ class _Windows:
     def read(self, windows: np.ndarray) -> np.ndarray:
         document = np.searchsorted(self.before, windows, side="right") - 1
         start = self.split.starts[document] + (windows - self.before[document]) * self.length
-        return self.split.tokens[start[:, None] + np.arange(self.length)].astype(np.int32)
+        return self.split.read(start, self.length)
 
 
 def _longest(split: Split) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from lab.cache import cache_directory
 from lab.data.corpora import Listing, listing
@@ -49,17 +50,24 @@ class Described:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Documents of one split: document d is tokens[starts[d] : starts[d] + lengths[d]]. `tokens` is memory-mapped."""
+    """Documents of one split: document d is tokens[starts[d] : starts[d] + lengths[d]]. `tokens` is memory-mapped.
+    sources: of a corpus of pairs, how many tokens of each document are its source (the others are its target)."""
 
     tokens: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    sources: np.ndarray | None = None
+
+    def read(self, starts_B: np.ndarray, length: int) -> Int[np.ndarray, "B n"]:
+        """int32 tokens of the spans of one length that begin at these places."""
+        return self.tokens[starts_B[:, None] + np.arange(length)].astype(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     train: Split
     held_out: Split
+    tokenizer: Tokenizer
     summary: dict[str, Any]
 
 
@@ -88,6 +96,7 @@ def describe(
         manifest=summary["manifest"],
         train_tokens=summary["train"]["tokens"],
         tokenizer=tokenizer,
+        vocabulary=encoder.text,
         held_out=float(held_out),
     )
     return Described(data=data, summary=summary)
@@ -132,7 +141,7 @@ def _open(directory: Path, tokenizer: Tokenizer, data: Data) -> Corpus:
     train, held = (
         Split(tokens=tokens, starts=starts[chosen], lengths=lengths[chosen]) for chosen in (~held_out, held_out)
     )
-    return Corpus(train=train, held_out=held, summary=summary)
+    return Corpus(train=train, held_out=held, tokenizer=tokenizer, summary=summary)
 
 
 def _prepare(corpus: str, found: Listing, tokenizer: Tokenizer, held_out: float) -> Path:

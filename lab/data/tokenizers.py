@@ -1,26 +1,48 @@
 """Text to token ids and back. A tokenizer is one entry in `TOKENIZERS`.
 
-Text tokens are the ids below `sep`; `sep`, `mask` and `pad` never occur in text.
+Text tokens are the ids below `text`. Above them come `sep`, `mask`, `pad` and then as many ids as an objective needs for
+itself (`special`; lab.spec.Objective.specials): none of them ever occurs in text.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     name: str
-    V: int  # ids the model embeds and predicts, the specials among them
-    sep: int  # the first input of a target stream
-    mask: int  # stands for a masked token
-    pad: int  # fills up; never scored
-    dtype: type[np.unsignedinteger]  # the narrowest that holds text tokens: how a corpus is stored
-    bytes_per_token: float  # UTF-8 bytes of text a text token stands for: bits per byte = nats / (ln 2 * this)
+    text: int  # how many ids stand for text
+    token_bytes: Float[np.ndarray, "text"]  # UTF-8 bytes that each of them stands for
     encode: Callable[[str], np.ndarray]  # text -> dtype [tokens]
     decode: Callable[[ArrayLike], str]  # ids -> text; specials are dropped, broken UTF-8 becomes U+FFFD
+
+    @property
+    def sep(self) -> int:
+        """The first input of a target stream; what begins and ends a document."""
+        return self.text
+
+    @property
+    def mask(self) -> int:
+        """Stands for a masked token."""
+        return self.text + 1
+
+    @property
+    def pad(self) -> int:
+        """Fills up; never scored."""
+        return self.text + 2
+
+    def special(self, index: int) -> int:
+        """An objective's own ids: sentinels, modes."""
+        return self.text + 3 + index
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest that holds text tokens: how a corpus is stored."""
+        return np.min_scalar_type(self.text - 1)
 
 
 def _encode_bytes(text: str) -> np.ndarray:
@@ -33,16 +55,10 @@ def _decode_bytes(tokens: ArrayLike) -> str:
 
 
 TOKENIZERS: dict[str, Tokenizer] = {
-    # 256 bytes and 3 specials, rounded up to a multiple of 4 so that embedding and head split evenly over 2 or 4
-    # devices. Id 259 is never used; a rounder 384 would cost small models half of their head's FLOPs again.
     "bytes": Tokenizer(
         name="bytes",
-        V=260,
-        sep=256,
-        mask=257,
-        pad=258,
-        dtype=np.uint8,
-        bytes_per_token=1.0,
+        text=256,
+        token_bytes=np.ones(256),
         encode=_encode_bytes,
         decode=_decode_bytes,
     ),

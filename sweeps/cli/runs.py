@@ -9,7 +9,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from lab import cost, hardware, memory, records, spec, tracking
-from lab.data.tokenizers import TOKENIZERS
 from lab.spec import Objective, Options, Run
 from lab.structure import LADDER, STRUCTURES
 from sweeps import ladder
@@ -32,7 +31,7 @@ def describe(run: Path_, /) -> None:
         run: a run.json, or a run's directory
     """
     console, (content, _) = Console(), _read(run)
-    V = TOKENIZERS[content.data.tokenizer].V
+    V = content.V
     console.print(f"[bold]{content.run_id}[/]")
     table = Table("field", "value", box=None, pad_edge=False)
     for part, value in spec.to_json(content).items():

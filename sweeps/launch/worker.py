@@ -232,7 +232,6 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
     import jax
 
     from lab import hardware
-    from lab.data.tokenizers import TOKENIZERS
     from lab.mesh import Mesh, join_hosts
     from lab.program import program_key
     from lab.train import train_together
@@ -292,9 +291,7 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
             store,
             train,
             program_key,
-            pack_size=lambda run: (
-                settings.pack or hardware.pack_size(run, TOKENIZERS[run.data.tokenizer].V, kind, limit=limit)
-            ),
+            pack_size=lambda run: settings.pack or hardware.pack_size(run, run.V, kind, limit=limit),
             workers=workers,
             most_flops=settings.most_flops,
             until=settings.until,

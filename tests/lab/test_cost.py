@@ -21,7 +21,7 @@ from lab.spec import Budget, Objective, Options, Run, Shape
 from lab.structure import ALL_TWO_STREAM, LADDER, STRUCTURES, Structure
 from runs import EVERY_STRUCTURE, TINY, legal, make_run
 
-V = TOKENIZERS["bytes"].V
+V = 260
 REFERENCE = Execution(steps_per_dispatch=1, scan=False, attention="reference")
 GROUPED = (Shape(D=12, F=20, N=4, K=2, H=6, L=3, L_input=3), Options(tied_embeddings=False))
 SHAPES = {

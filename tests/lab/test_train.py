@@ -27,7 +27,7 @@ from lab.train import restore_parameters, train
 from runs import make_run
 
 TWO_STEPS = Execution(steps_per_dispatch=2, scan=False)
-V = TOKENIZERS["bytes"].V
+V = make_run().V
 
 
 class Killed(BaseException):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lab.data import Examples, count_windows, describe, load
 from lab.data.prepare import Corpus, Split
+from lab.data.tokenizers import TOKENIZERS
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def make_corpus(train_lengths: list[int], held_out_lengths: list[int]) -> Corpus
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     tokens = np.arange(lengths.sum()).astype(np.uint16)
     train, held = (Split(tokens=tokens, starts=starts[c], lengths=lengths[c]) for c in (~held_out, held_out))
-    return Corpus(train=train, held_out=held, summary={})
+    return Corpus(train=train, held_out=held, tokenizer=TOKENIZERS["bytes"], summary={})
 
 
 def brute_force(split: Split, length: int) -> list[tuple[int, ...]]:
