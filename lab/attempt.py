@@ -16,13 +16,14 @@ import jax
 import numpy as np
 
 from lab import cost, evaluate, hardware, records, tracking
+from lab.batches import Batches
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.data import load
-from lab.data.examples import Examples
 from lab.execution import Execution
-from lab.ledger import STEP, Ledger
-from lab.objectives import Batch, build
+from lab.forms import Form
+from lab.ledger import Ledger
+from lab.objectives import Batch
 from lab.optimizers import Hyperparameters, learning_rate
 from lab.spec import Run, to_json
 from lab.transformer import Params
@@ -31,7 +32,7 @@ from lab.versions import versions
 log = logging.getLogger(__name__)
 # A model that knows nothing is at ln V. Twice that in the second half of its budget: it is lost.
 DIVERGED_AT_LN_V = 2.0
-NOTHING = {"loss": None, "bits_per_byte": None, "loss_per_position": None, "loss_standard_error": None}
+MEASURED = ("loss", "bits_per_byte", "loss_per_position", "loss_by_form", "loss_standard_error")
 
 
 def parameter_hash(params: Params, gather: Callable[[Any], np.ndarray] = np.asarray) -> str:
@@ -69,12 +70,7 @@ class Attempt:
     ):
         self.run, self.run_dir, self.V = run, Path(run_dir), run.V
         # The same stream for every arm; the held-out examples do not depend on the run's seed.
-        corpus = load(run.data)
-        self.tokenizer = corpus.tokenizer
-        self.examples = Examples(corpus, run.objective.length, run.seed.data)
-        self.held_out = build(
-            run.objective, self.examples.held_out(run.evaluation.examples), self.tokenizer, seed=0, first=0
-        )
+        self.batches = Batches(run, load(run.data))
         self.writes = jax.process_index() == 0
         if self.writes:
             records.write_json(self.run_dir / records.RUN, to_json(run))
@@ -147,12 +143,12 @@ class Attempt:
     def spends(self) -> bool:
         """Whether there is a step to take: not once the ledger is full, though the run has still to be finished, nor while
         this step's evaluation is to be made (a stop came before it)."""
-        return self.running and self.diverged_at is None and self.ledger.fits(STEP) and not self.evaluates
+        return self.running and self.diverged_at is None and self.ledger.fits and not self.evaluates
 
     @property
     def pauses(self) -> bool:
         """Whether the state is needed here: for an evaluation, or as the last."""
-        return self.evaluates or not self.ledger.fits(STEP)
+        return self.evaluates or not self.ledger.fits
 
     @property
     def evaluates(self) -> bool:
@@ -163,15 +159,12 @@ class Attempt:
     def seconds(self) -> float:
         return self.seconds_before + self.clock.elapsed / self.sharing
 
-    def take(self, rows: range) -> tuple[float, Batch]:
-        """Learning rate and batch (those rows of it) of the step that comes next, which is charged."""
-        run, step = self.run, self.ledger.steps
-        rate = learning_rate(run.optimizer, self.ledger.share_in(STEP))
-        tokens = self.examples.batch(step, run.batch, rows)
-        first = step * run.batch + rows.start
-        batch = build(run.objective, tokens, self.tokenizer, seed=run.seed.data, first=first)
-        self.ledger.charge(STEP)
-        return rate, batch
+    def take(self, rows: range) -> tuple[float, int, Batch]:
+        """Learning rate, form and batch (those rows of it) of the step that comes next, which is charged."""
+        rate = learning_rate(self.run.optimizer, self.ledger.share_in_step)
+        form, batch = self.batches.step(self.ledger.steps, rows)
+        self.ledger.charge()
+        return rate, form, batch
 
     def absorb(self, first: int, rates: list[float], losses: np.ndarray, norms: np.ndarray) -> float | None:
         """Records the steps from `first` on; returns their mean loss, or None where they diverged."""
@@ -195,14 +188,14 @@ class Attempt:
         )
         return mean
 
-    def evaluate(self, target_losses: Callable[[Batch], Any], stopping: Callable[[], bool]) -> dict[str, Any]:
+    def evaluate(self, target_losses: Callable[[Form, Batch], Any], stopping: Callable[[], bool]) -> dict[str, Any]:
         """Raises evaluate.Interrupted once stopping() is true."""
         with self.clock("evaluate"):
             return evaluate.evaluate(
-                target_losses, self.held_out, token_bytes=self.tokenizer.token_bytes, stopping=stopping
+                target_losses, self.batches.held_out, tokenizer=self.batches.tokenizer, stopping=stopping
             )
 
-    def record_evaluation(self, target_losses: Callable[[Batch], Any], stopping: Callable[[], bool]) -> None:
+    def record_evaluation(self, target_losses: Callable[[Form, Batch], Any], stopping: Callable[[], bool]) -> None:
         now = self.evaluate(target_losses, stopping)
         self.evaluated.add(self.ledger.steps)
         self._write(step=self.ledger.steps, share=self.ledger.steps / self.steps, held_out_loss=now["loss"])
@@ -236,8 +229,9 @@ class Attempt:
         if self.diverged_at is not None:
             self.ledger = Ledger(self.run, self.V)
             for _ in range(self.diverged_at + 1):
-                self.ledger.charge(STEP)
-        run, seen = self.run, self.ledger.steps * self.run.batch
+                self.ledger.charge()
+        run, steps = self.run, self.ledger.steps
+        taken = zip(self.ledger.course.counts(steps), self.batches.forms, strict=True)
         counted = cost.parameters(run.structure, run.shape, run.options, run.objective, self.V)
         self.result = {
             "schema": records.SCHEMA,
@@ -245,12 +239,12 @@ class Attempt:
             "status": "done" if final else "diverged",
             "outcome": {
                 "steps": self.ledger.steps,
-                "examples": seen,
+                "examples": steps * run.batch,
                 "tokens_seen": self.ledger.spent["tokens"],
-                "target_tokens": seen * run.objective.T,
-                "epochs": self.examples.epochs(seen),
+                "target_tokens": sum(count * run.batch * form.T for count, form in taken),
+                "epochs": self.batches.epochs(steps),
                 "spent": self.ledger.spent,
-                **(final or NOTHING),
+                **(final or dict.fromkeys(MEASURED)),
                 "train_loss": self.last_loss if final else None,
                 "parameter_hash": params_hash,
                 "diverged_at": self.diverged_at,

@@ -9,7 +9,8 @@ Conventions, all in FLOPs for one example (2 for a multiply-add), all whole numb
     6nd        6 * body parameters * tokens of text (2 forward), Kaplan et al. 2020; for comparison with the literature.
 
 Not counted, as everywhere: norms, softmax, rotations, activations, biases, the optimizer. An embedding lookup is free,
-the head is charged at the positions that are predicted, and training is 3 times the forward pass.
+the head is charged at the positions that are predicted, and training is 3 times the forward pass. Padding is executed, and
+is charged like any other token; of documents packed in a row the pairs within each are charged, their mean over the corpus.
 
 Letters: S input length, T target length, D model width, F feed-forward width, N query heads, K key-value heads, H head
 width, L layers, V vocabulary.
@@ -17,6 +18,7 @@ width, L layers, V vocabulary.
 
 from dataclasses import dataclass
 
+from lab.forms import Course, Form, forms
 from lab.spec import Objective, Options, Run, Shape
 from lab.structure import Structure
 
@@ -61,7 +63,7 @@ def triangle(n: int) -> int:
     return n * (n + 1) // 2
 
 
-def parameters(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> Parameters:
+def parameters(structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int) -> Parameters:
     """Counts that equal the parameter tree. A structure's tree does not depend on the objective, so with memory=same,
     separate stacks and loss on targets the last input layer's query, output and MLP matrices are there and idle."""
     p, D = projections(shape, options), shape.D
@@ -97,7 +99,7 @@ class Item:
 
 
 def bill(
-    structure: Structure, shape: Shape, options: Options, objective: Objective, V: int, *, skip: bool = True
+    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int, *, skip: bool = True
 ) -> tuple[Item, ...]:
     """Forward cost of one example, item by item. skip: leave out what the trainer does not execute."""
     p, S, T = projections(shape, options), objective.S, objective.T
@@ -126,7 +128,7 @@ def bill(
         Item(name="target layers", linear=shape.L * 2 * T * p.layer),
         Item(
             name="target attention",
-            attended=shape.L * (T * S + triangle(T)),
+            attended=shape.L * (objective.attended or T * S + triangle(T)),
             dense=shape.L * (T * S + T * T),
         ),
     ]
@@ -137,8 +139,10 @@ def bill(
     return (*items, head)
 
 
-def forward(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> dict[str, int]:
-    """FLOPs of one example's forward pass under each convention."""
+def forward(
+    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int
+) -> dict[str, int]:
+    """FLOPs of one example's forward pass under each convention. objective: of one form, or a form of it."""
     pair = 4 * shape.N * shape.H  # a query-key product and a weighted value
     executed = bill(structure, shape, options, objective, V)
     published = bill(structure, shape, options, objective, V, skip=False)
@@ -153,44 +157,71 @@ def forward(structure: Structure, shape: Shape, options: Options, objective: Obj
 
 def body_per_token(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> float:
     """Exact forward FLOPs without the head, for each token of text: the size that learning-rate rules are fitted in."""
-    pair = 4 * shape.N * shape.H
-    items = bill(structure, shape, options, objective, V)
-    return sum(item.linear + pair * item.attended for item in items if item.name != "head") / objective.length
+    pair, flops, tokens = 4 * shape.N * shape.H, 0, 0
+    for form in forms(objective):
+        items = bill(structure, shape, options, form, V)
+        flops += form.share * sum(item.linear + pair * item.attended for item in items if item.name != "head")
+        tokens += form.share * form.length
+    return flops / tokens
 
 
-def train_example(run: Run, V: int) -> dict[str, int]:
-    """FLOPs of training on one example: 3 times the forward pass, in each convention."""
-    cost = forward(run.structure, run.shape, run.options, run.objective, V)
-    return {convention: 3 * flops for convention, flops in cost.items()}
+def prices(run: Run, V: int) -> tuple[dict[str, int], ...]:
+    """What a step of each form (lab.forms) spends, in every unit: FLOPs by convention, tokens of text, steps."""
+    found = []
+    for form in forms(run.objective):
+        flops = forward(run.structure, run.shape, run.options, form, V)
+        step = {convention: 3 * amount * run.batch for convention, amount in flops.items()}
+        found.append(step | {"tokens": run.batch * form.length, "steps": 1})
+    return tuple(found)
 
 
-def train_step(run: Run, V: int) -> dict[str, int]:
-    """What one step spends, in every unit: FLOPs by convention, tokens of text, steps."""
-    flops = {convention: flops * run.batch for convention, flops in train_example(run, V).items()}
-    return flops | {"tokens": run.batch * run.objective.length, "steps": 1}
+def train_step(run: Run, V: int) -> dict[str, float]:
+    """What one step spends, in every unit; the mean over a cycle where steps take several forms."""
+    if len(each := prices(run, V)) == 1:
+        return dict(each[0])
+    shares = [form.share for form in forms(run.objective)]
+    return {unit: sum(n * p[unit] for n, p in zip(shares, each, strict=True)) / sum(shares) for unit in each[0]}
 
 
 def budget_unit(run: Run) -> str:
-    """The key of `train_step` that the run's budget is counted in."""
+    """The unit of `prices` that the run's budget is counted in."""
     return run.budget.convention if run.budget.unit == "flops" else run.budget.unit
+
+
+def spent(run: Run, V: int, steps: int) -> dict[str, int]:
+    """What the first `steps` steps spend, in every unit."""
+    each = prices(run, V)
+    counts = [steps] if len(each) == 1 else Course(run.objective, run.seed.data).counts(steps)
+    return {unit: sum(n * price[unit] for n, price in zip(counts, each, strict=True)) for unit in each[0]}
 
 
 def steps(run: Run, V: int) -> int:
     """Whole steps nearest to the budget; raises ValueError where not even one fits."""
-    step = train_step(run, V)[budget_unit(run)]
-    count = int(run.budget.amount / step + 0.5)
-    if count < 1:
+    unit, course = budget_unit(run), Course(run.objective, run.seed.data)
+    each = [price[unit] for price in prices(run, V)]
+    if len(each) == 1 and run.budget.amount >= each[0] / 2:
+        return int(run.budget.amount / each[0] + 0.5)
+
+    def fits(step: int) -> bool:
+        """Whether that step ends nearer to the budget than stopping before it does (lab.ledger)."""
+        before = sum(n * price for n, price in zip(course.counts(step), each, strict=True))
+        return before + each[course.form(step)] / 2 <= run.budget.amount
+
+    if not fits(0):
         raise ValueError(
-            f"budget.amount = {run.budget.amount:g} {budget_unit(run)} is less than one step of {step:g}: "
+            f"budget.amount = {run.budget.amount:g} {unit} is less than one step of {each[course.form(0)]:g}: "
             f"raise the budget, or lower batch = {run.batch} or the shape"
         )
-    return count
+    low, high = 0, int(run.budget.amount / min(each)) + 2  # the step `low` fits, `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low + 1
 
 
 def planned(run: Run, V: int) -> dict[str, int]:
     """Everything the run will spend, in every unit."""
-    count = steps(run, V)
-    return {unit: count * amount for unit, amount in train_step(run, V).items()}
+    return spent(run, V, steps(run, V))
 
 
 # ---- serving: what a conversation costs --------------------------------------------------------------------------------

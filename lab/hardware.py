@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lab import cost, memory
 from lab.execution import Execution
+from lab.forms import forms
 from lab.spec import Run
 
 # Floating-point rates that this trainer reaches in `dense` FLOPs, by kind, for one CPU core or one accelerator, as
@@ -110,7 +111,7 @@ def _ever_smaller(fastest: Execution, run: Run, rows: int) -> Iterator[Execution
 def pack_size(run: Run, V: int, kind: str = "cpu", *, limit: int | None = None) -> int:
     """Runs of this program that train side by side on one device: a power of two. On CPU one: more were measured to gain
     nothing there (docs/performance.md)."""
-    if kind == "cpu" or limit is None:
+    if kind == "cpu" or limit is None or len(forms(run.objective)) > 1:
         return 1
     settings = choose(run, V, kind, limit=limit)
     sizes = [1 << i for i in range(MAX_PACK.bit_length())]

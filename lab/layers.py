@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from lab.attention import attend, row_reduce
+from lab.attention import Segments, attend, row_reduce
 from lab.spec import Options, Shape
 
 ROPE_BASE = 10_000.0
@@ -215,9 +215,15 @@ class Layer(nnx.Module):
     def feed_forward(self, x_BTD: Array) -> Array:
         return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm_D[...]))
 
-    def read(self, y_BTD: Array, memory_keys_values: tuple[Array, Array], positions_T: np.ndarray) -> Array:
+    def read(
+        self,
+        y_BTD: Array,
+        memory_keys_values: tuple[Array, Array],
+        positions_T: np.ndarray,
+        segments: Segments = None,
+    ) -> Array:
         """The cross-attention sublayer of `separate` and `tied`: every target sees the whole memory."""
         assert self.cross_norm_D is not None
         q_BTNH = self.reader.queries(rms_norm(y_BTD, self.cross_norm_D[...]), positions_T)
-        mixed_BTNH = attend(q_BTNH, *memory_keys_values, causal=False, how=self.attention)
+        mixed_BTNH = attend(q_BTNH, *memory_keys_values, causal=False, how=self.attention, segments=segments)
         return y_BTD + self.reader.out(mixed_BTNH)

@@ -1,31 +1,46 @@
 """What a run has spent, in every unit. The ledger, not a step counter, says when a run ends and how far it is."""
 
-from lab import cost
-from lab.spec import Run
+from collections.abc import Mapping
 
-STEP = "train_step"
+from lab import cost
+from lab.forms import Course
+from lab.spec import Run
 
 
 class Ledger:
-    """Each operation that a run executes is charged here; stop and schedules follow the spent share of the budget."""
+    """Each step that a run takes is charged here, by its form; stop and schedules follow the spent share of the budget."""
 
     def __init__(self, run: Run, V: int):
         cost.steps(run, V)  # refuses a budget below one step
-        self.prices = {STEP: cost.train_step(run, V)}
+        self.course = Course(run.objective, run.seed.data)
+        self.prices = cost.prices(run, V)
         self.unit, self.amount = cost.budget_unit(run), run.budget.amount
-        self.spent = dict.fromkeys(self.prices[STEP], 0)
+        self.spent = dict.fromkeys(self.prices[0], 0)
 
-    def charge(self, operation: str) -> None:
-        for unit, price in self.prices[operation].items():
+    @property
+    def form(self) -> int:
+        """Of the step that comes next, an index into the objective's forms."""
+        return self.course.form(self.steps)
+
+    @property
+    def price(self) -> Mapping[str, int]:
+        """Of the step that comes next."""
+        return self.prices[self.form]
+
+    def charge(self) -> None:
+        """Takes the next step."""
+        for unit, price in self.price.items():
             self.spent[unit] += price
 
-    def fits(self, operation: str) -> bool:
-        """Whether doing it ends nearer to the budget than stopping does."""
-        return self.spent[self.unit] + self.prices[operation][self.unit] / 2 <= self.amount
+    @property
+    def fits(self) -> bool:
+        """Whether the next step ends nearer to the budget than stopping does."""
+        return self.spent[self.unit] + self.price[self.unit] / 2 <= self.amount
 
-    def share_in(self, operation: str) -> float:
-        """The share of the budget that is spent in the middle of the operation that comes next."""
-        return (self.spent[self.unit] + self.prices[operation][self.unit] / 2) / self.amount
+    @property
+    def share_in_step(self) -> float:
+        """The share of the budget that is spent in the middle of the step that comes next."""
+        return (self.spent[self.unit] + self.price[self.unit] / 2) / self.amount
 
     @property
     def share(self) -> float:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 
 from lab import cost
 from lab.execution import Execution
+from lab.forms import Form, forms
 from lab.spec import Run
 
 F32 = 4
@@ -59,19 +60,22 @@ def predict(
     pack: int = 1,
 ) -> Memory:
     """by_batch: devices that share the batch. by_matrix: devices that share each matrix. pack: runs side by side."""
-    s, T, scan, remat = run.shape, run.objective.T, execution.scan, execution.remat and execution.scan
+    form = max(
+        forms(run.objective), key=lambda form: (form.S + form.T, form.scored)
+    )  # where steps take several, the largest
+    s, T, scan, remat = run.shape, form.T, execution.scan, execution.remat and execution.scan
     inside = INSIDE["remat" if remat else "scan" if scan else "unrolled"]
     examples, size = run.batch / execution.microbatches / by_batch, ACTIVATION[run.precision]
-    streams = _streams(run, execution.attention)
-    last = run.structure.memory == "same" and run.objective.loss == "targets" and not run.structure.encoder_only
+    streams = _streams(run, form, execution.attention)
+    last = run.structure.memory == "same" and form.loss == "targets" and not run.structure.encoder_only
     depths = (s.L_input - last, s.L) if len(streams) == 2 else (s.L,)
     weights = "scan" if scan else "reference" if execution.attention == "reference" else "unrolled"
     every = [sum(depth * stream[i] for depth, stream in zip(depths, streams, strict=True)) for i in range(2)]
     together = sum if run.structure.memory == "same" else max  # both streams in one layer, or one after the other
     one = [together(stream[i] for stream in streams) for i in range(2)]
-    inputs = sum(depth * n * s.D for depth, n in zip(depths, (run.objective.S, T), strict=False))
+    inputs = sum(depth * n * s.D for depth, n in zip(depths, (form.S, T), strict=False))
     kept = inputs if remat else every[0]
-    scored = examples * (T + (run.objective.S - 1 if run.objective.loss == "all" else 0))
+    scored = examples * form.scored
     counted = cost.parameters(run.structure, s, run.options, run.objective, V).total / by_matrix
     return Memory(
         state=int(pack * F32 * 3 * counted),
@@ -82,9 +86,9 @@ def predict(
     )
 
 
-def _streams(run: Run, attention: str) -> list[tuple[float, float]]:
+def _streams(run: Run, form: Form, attention: str) -> list[tuple[float, float]]:
     """Of one layer of each stream, for one example: numbers that are kept, and query-key pairs of all heads."""
-    s, st, S, T = run.shape, run.structure, run.objective.S, run.objective.T
+    s, st, S, T = run.shape, run.structure, form.S, form.T
     heads = (3 + run.options.qk_norm) * s.N * s.H + (1 + run.options.qk_norm) * s.K * s.H
     mlp = (cost.MLP_MATRICES[run.options.mlp] + 1) * s.F
     kept = 4 * s.D + heads + mlp

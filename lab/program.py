@@ -10,8 +10,8 @@ that train side by side (with none beside it, a run's arrays have no such axis).
 import functools
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,11 +23,12 @@ from lab import evaluate, hardware, mesh
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
 from lab.execution import Execution
+from lab.forms import Form, evaluated, forms
 from lab.memory import LOGITS_AT_ONCE
 from lab.mesh import ONE_DEVICE, Mesh, by_batch
-from lab.objectives import Batch, predicted_positions
+from lab.objectives import Batch
 from lab.optimizers import OPTIMIZERS, Hyperparameters
-from lab.spec import Objective, Run, nearest
+from lab.spec import Run, nearest
 from lab.transformer import Params, Transformer
 from lab.versions import versions
 
@@ -37,7 +38,8 @@ class Program:
     """Everything static. Seeds, learning rates, decay, budgets are arrays or numbers of the host: none of them is here."""
 
     model: Transformer
-    objective: Objective
+    forms: tuple[Form, ...]  # that steps take
+    evaluated: tuple[Form, ...]
     batch: int
     optimizer: str
     execution: Execution
@@ -52,6 +54,9 @@ class Program:
 def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int = 1) -> Program:
     """Raises ValueError for settings that no program has."""
     on.check(run.batch // execution.microbatches, pack)
+    if pack > 1 and len(forms(run.objective)) > 1:
+        raise ValueError(f"pack = {pack}: steps of {run.objective.name} take several forms, and run side by side they would all "
+                         "be computed: use 1")  # fmt: skip
     if run.optimizer.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name = {run.optimizer.name!r}: {nearest(run.optimizer.name, list(OPTIMIZERS))}")
     if execution.attention not in ATTENTION:
@@ -65,6 +70,8 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         shape=run.shape,
         options=run.options,
         V=run.V,
+        sep=run.data.vocabulary,
+        pad=run.data.vocabulary + 2,
         precision=run.precision,
         scan=execution.scan,
         unroll=execution.unroll,
@@ -73,7 +80,8 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
     )
     return Program(
         model=model,
-        objective=run.objective,
+        forms=tuple(replace(form, share=1) for form in forms(run.objective)),
+        evaluated=tuple(replace(form, share=1) for form in evaluated(run.objective, run.evaluation.splits)),
         batch=run.batch,
         optimizer=run.optimizer.name,
         execution=execution,
@@ -83,21 +91,22 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
 
 
 def token_losses(
-    model: Transformer, objective: Objective, params: Params, batch: Batch, *, at_once: int = LOGITS_AT_ONCE
+    model: Transformer, form: Form, params: Params, batch: Batch, *, at_once: int = LOGITS_AT_ONCE
 ) -> jax.Array:
-    """(B, P) negative log-likelihoods in nats, float32, of every scored position.
+    """(B, P) negative log-likelihoods in nats, float32, of every scored position; 0 where the label is PAD.
 
     Where there are more than `at_once` logits the head runs over equal parts of the positions, and again over each in
     the backward pass: the logits of all of them are never there together.
     """
-    hidden_BPD = model.hidden(params, objective, jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
+    hidden_BPD = model.hidden(params, form, jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
     labels_BP = jnp.asarray(batch.labels)
 
     def losses(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         hidden, labels = part
         logits = model.head(params, hidden)
         chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return jnp.where(labels == model.pad, 0.0, losses) if form.name == "pairs" else losses
 
     parts = _parts(labels_BP.size, at_once // model.V)
     if parts == 1:
@@ -111,13 +120,17 @@ def _parts(rows: int, most: int) -> int:
     return next(n for n in range(max(1, -(-rows // max(most, 1))), rows + 1) if rows % n == 0)
 
 
-def loss_and_gradient(p: Program, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-    """Mean loss over all scored tokens. Sums over microbatches are divided once, so that 1x8 = 2x4 = 8x1."""
-    scored = p.batch * predicted_positions(p.objective)
+def loss_and_gradient(p: Program, params: Params, batch: Batch, form: Form | None = None) -> tuple[jax.Array, Params]:
+    """Mean loss over all scored tokens of a batch in this form (default: the only one). Sums over microbatches are divided
+    once, so that 1x8 = 2x4 = 8x1."""
+    form = form or p.forms[0]
+    scored: Any = p.batch * form.scored
+    if form.name == "pairs":
+        scored = jnp.sum(batch.labels != p.model.pad)
 
     def total(params: Params, part: Batch) -> jax.Array:
         at_once = LOGITS_AT_ONCE * p.mesh.devices // p.pack
-        return jnp.sum(token_losses(p.model, p.objective, params, part, at_once=at_once))
+        return jnp.sum(token_losses(p.model, form, params, part, at_once=at_once))
 
     parts = p.execution.microbatches
     if parts == 1:
@@ -133,9 +146,31 @@ def loss_and_gradient(p: Program, params: Params, batch: Batch) -> tuple[jax.Arr
     return value / scored, jax.tree.map(lambda g: g / scored, gradient)
 
 
-def train_step(p: Program, state: dict[str, Any], batch: Batch, hyper: Hyperparameters, rate: jax.Array):
+def _of_form(p: Program, params: Params, batch: Batch, form: jax.Array | None) -> tuple[jax.Array, Params]:
+    """As loss_and_gradient, where the program has several forms: arrays have room for the largest, and `form`, a scalar,
+    says which it is."""
+    if form is None:
+        return loss_and_gradient(p, params, batch)
+
+    def branch(one: Form) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
+        lengths = (one.S, one.T, one.scored)
+        return lambda params, batch: loss_and_gradient(
+            p, params, Batch(*(array[:, :n] for array, n in zip(batch, lengths, strict=True))), one
+        )
+
+    return jax.lax.switch(form, [branch(one) for one in p.forms], params, batch)
+
+
+def train_step(
+    p: Program,
+    state: dict[str, Any],
+    batch: Batch,
+    hyper: Hyperparameters,
+    rate: jax.Array,
+    form: jax.Array | None = None,
+):
     """One optimizer step: (state, loss, gradient norm before clipping)."""
-    loss, gradient = loss_and_gradient(p, state["params"], batch)
+    loss, gradient = _of_form(p, state["params"], batch, form)
     optimizer = OPTIMIZERS[p.optimizer](hyper, rate)
     update, inner = optimizer.update(gradient, state["optimizer"], state["params"])
     params = optax.apply_updates(state["params"], update)
@@ -152,9 +187,18 @@ def abstract_state(p: Program) -> dict[str, Any]:
     return {"params": params, "optimizer": jax.eval_shape(functools.partial(initial_optimizer, p), params)}
 
 
-def advance(p: Program, state, batches: Batch, hyper: Hyperparameters, rates: jax.Array, count: jax.Array):
+def advance(
+    p: Program,
+    state,
+    batches: Batch,
+    hyper: Hyperparameters,
+    rates: jax.Array,
+    count: jax.Array,
+    chosen: jax.Array | None = None,
+):
     """`count` steps in one call; arrays have room for `steps_per_dispatch`: batches [k, B, ...] and rates [k], of runs side
-    by side [k, R, B, ...] and [k, R], and state and hyper lead with R. Returns losses and gradient norms by step."""
+    by side [k, R, B, ...] and [k, R], and state and hyper lead with R. chosen: [k], the form of each step, where there are
+    several. Returns losses and gradient norms by step."""
     step = functools.partial(train_step, p)
     if p.pack > 1:
         step = jax.vmap(step)
@@ -162,7 +206,8 @@ def advance(p: Program, state, batches: Batch, hyper: Hyperparameters, rates: ja
     def body(index, carry):
         state, losses, norms = carry
         batch = Batch(*(array[index] for array in batches))
-        state, loss, norm = step(state, batch, hyper, rates[index])
+        form = () if chosen is None else (chosen[index],)
+        state, loss, norm = step(state, batch, hyper, rates[index], *form)
         return state, losses.at[index].set(loss), norms.at[index].set(norm)
 
     empty = jnp.full(rates.shape, jnp.nan, jnp.float32)
@@ -171,8 +216,8 @@ def advance(p: Program, state, batches: Batch, hyper: Hyperparameters, rates: ja
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """init(seed): one run's state. advance(state, batches, hyper, rates, count) and target_losses(params, batch) take the
-    host's arrays; of a batch, those rows that this host builds (`rows`). join and part: from the states of the runs of a
+    """init(seed): one run's state. advance(state, batches, hyper, rates, count, forms) and target_losses(form, params, batch)
+    take the host's arrays; of a batch, those rows that this host builds (`rows`). join and part: from the states of the runs of a
     pack to theirs together, and back to one, on the host."""
 
     init: Callable[[int], Any]
@@ -186,9 +231,10 @@ class Compiled:
     memory_bytes: int | None  # of one device, as the compiler counts it: arguments, results and temporary arrays
 
 
-def shapes(p: Program, leading: tuple[int, ...], where: Any = None) -> Batch:
-    S, T, P = p.objective.S, p.objective.T, predicted_positions(p.objective)
-    return Batch(*(jax.ShapeDtypeStruct((*leading, n), jnp.int32, sharding=where) for n in (S, T, P)))
+def shapes(of: Sequence[Form], leading: tuple[int, ...], where: Any = None) -> Batch:
+    """A batch that has room for each of these forms."""
+    room = max(form.S for form in of), max(form.T for form in of), max(form.scored for form in of)
+    return Batch(*(jax.ShapeDtypeStruct((*leading, n), jnp.int32, sharding=where) for n in room))
 
 
 @functools.lru_cache(maxsize=128)
@@ -210,15 +256,18 @@ def compiled(p: Program) -> Compiled:
             jitted(functools.partial(initial_optimizer, p), alone, _places(one["optimizer"])).lower(one["params"])
         )
 
-        def losses_of_targets(params: Params, batch: Batch) -> jax.Array:
-            return token_losses(p.model, p.objective, params, batch)[:, -p.objective.T :]
+        def losses_of_targets(form: Form, params: Params, batch: Batch) -> jax.Array:
+            return token_losses(p.model, form, params, batch)[:, -form.T :]
 
         held_out = mesh.of_batch(alone, evaluate.BATCH)
-        evaluation = _compile(
-            jitted(losses_of_targets, alone, mesh.everywhere(alone)).lower(
-                one["params"], shapes(p, (evaluate.BATCH,), held_out)
+        evaluation = {
+            form: _compile(
+                jitted(functools.partial(losses_of_targets, form), alone, mesh.everywhere(alone)).lower(
+                    one["params"], shapes([form], (evaluate.BATCH,), held_out)
+                )
             )
-        )
+            for form in p.evaluated
+        }
 
     def number(*leading: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leading, dtype)
@@ -229,21 +278,25 @@ def compiled(p: Program) -> Compiled:
             functools.partial(advance, p), p.mesh, (_places(together), everywhere, everywhere), donate_argnums=0
         ).lower(
             together,
-            shapes(p, (k, *many, p.batch), by_step),
+            shapes(p.forms, (k, *many, p.batch), by_step),
             Hyperparameters(*[number(*many)] * 5),
             number(k, *many),
             number(dtype=jnp.int32),
+            number(k, dtype=jnp.int32) if len(p.forms) > 1 else None,
         )
         step = _compile(lowered)
 
     rows = mesh.my_rows(p.mesh, p.batch) if not many else range(p.batch)
 
-    def advance_all(state: Any, batches: Batch, hyper: Hyperparameters, rates: Any, count: Any) -> Any:
+    def advance_all(
+        state: Any, batches: Batch, hyper: Hyperparameters, rates: Any, count: Any, chosen: np.ndarray
+    ) -> Any:
         given = dict(axis=1, first=rows.start, rows=p.batch) if not many else {}
-        return step(state, Batch(*(mesh.put(array, by_step, **given) for array in batches)), hyper, rates, count)
+        placed = Batch(*(mesh.put(array, by_step, **given) for array in batches))
+        return step(state, placed, hyper, rates, count, chosen if len(p.forms) > 1 else None)
 
-    def target_losses(params: Params, batch: Batch) -> Any:
-        return evaluation(params, Batch(*(mesh.put(array, held_out) for array in batch)))
+    def target_losses(form: Form, params: Params, batch: Batch) -> Any:
+        return evaluation[replace(form, share=1)](params, Batch(*(mesh.put(array, held_out) for array in batch)))
 
     def init(seed: int) -> dict[str, Any]:
         params = p.model.init(seed)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab.data.tokenizers import TOKENIZERS
+from lab.forms import split
 from lab.spec import Run
 from lab.transformer import Params, Transformer
 
@@ -22,10 +23,11 @@ def greedy(run: Run, model: Transformer, params: Params, prompt: str, *, tokens:
     if not text:
         raise ValueError("prompt = '': give at least one character; the model continues its inputs")
     T = run.objective.T
+    form = split(run.objective.S + T, run.objective.S)
 
     @jax.jit
     def next_token(inputs_1S, targets_1T, place):
-        logits_1PV = model(params, run.objective, inputs_1S, targets_1T)
+        logits_1PV = model(params, form, inputs_1S, targets_1T)
         return jnp.argmax(logits_1PV[0, logits_1PV.shape[1] - T + place, : tokenizer.sep])  # text, not specials
 
     produced: list[int] = []

@@ -9,42 +9,20 @@ K key-value heads, H head width, L layers of the target stream, V vocabulary.
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
-import math
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lab import structure as structures
+from lab.checks import check_choice, check_integer, check_number, nearest, require
+from lab.forms import Objective
 from lab.structure import Structure
 
 SCHEMA = 1
-
-
-def require(ok: bool, name: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} = {value!r}: {remedy}")
-
-
-def _check_choice(name: str, value: object, allowed: object) -> None:
-    choices = get_args(allowed)
-    require(value in choices, name, value, f"use one of {', '.join(map(str, choices))}")
-
-
-def _check_integer(name: str, value: object, minimum: int) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-    require(ok, name, value, f"use a whole number of at least {minimum}")
-
-
-def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    ok = False
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        ok = (low < value if open_low else low <= value) and value <= high
-    require(ok, name, value, f"use a number in {'(' if open_low else '['}{low:g}, {high:g}]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +39,7 @@ class Shape:
 
     def __post_init__(self):
         for name in ("D", "F", "N", "K", "H", "L", "L_input"):
-            _check_integer(f"shape.{name}", getattr(self, name), 1)
+            check_integer(f"shape.{name}", getattr(self, name), 1)
         require(
             self.N % self.K == 0,
             "shape.K",
@@ -87,8 +65,8 @@ class Options:
     positions: Literal["continue", "restart"] = "continue"
 
     def __post_init__(self):
-        _check_choice("options.mlp", self.mlp, Literal["swiglu", "gelu"])
-        _check_choice("options.positions", self.positions, Literal["continue", "restart"])
+        check_choice("options.mlp", self.mlp, Literal["swiglu", "gelu"])
+        check_choice("options.positions", self.positions, Literal["continue", "restart"])
         for name in ("qk_norm", "tied_embeddings"):
             require(
                 isinstance(getattr(self, name), bool),
@@ -96,40 +74,6 @@ class Options:
                 getattr(self, name),
                 "use true or false",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """lm: T targets after S inputs; loss 'all' also scores inputs 2..S. masked_lm: T masked of S tokens."""
-
-    name: Literal["lm", "masked_lm"] = "lm"
-    S: int
-    T: int
-    loss: Literal["targets", "all"] = "targets"
-
-    def __post_init__(self):
-        _check_choice("objective.name", self.name, Literal["lm", "masked_lm"])
-        _check_choice("objective.loss", self.loss, Literal["targets", "all"])
-        _check_integer("objective.S", self.S, 1)
-        _check_integer("objective.T", self.T, 1)
-        if self.name == "masked_lm":
-            require(self.T <= self.S, "objective.T", self.T, f"mask at most the S = {self.S} tokens there are")
-            require(
-                self.loss == "targets",
-                "objective.loss",
-                self.loss,
-                "masked_lm scores the masked tokens: use 'targets'",
-            )
-
-    @property
-    def specials(self) -> int:
-        """Ids of its own that the objective needs beside SEP, MASK and PAD."""
-        return 0
-
-    @property
-    def length(self) -> int:
-        """Tokens of text in one example."""
-        return self.S if self.name == "masked_lm" else self.S + self.T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +97,15 @@ class Data:
             self.manifest,
             "use the SHA-256 that lab.data.describe gives",
         )
-        _check_integer("data.train_tokens", self.train_tokens, 1)
+        check_integer("data.train_tokens", self.train_tokens, 1)
         require(
             bool(self.tokenizer) and isinstance(self.tokenizer, str),
             "data.tokenizer",
             self.tokenizer,
             "name a tokenizer",
         )
-        _check_integer("data.vocabulary", self.vocabulary, 2)
-        _check_number("data.held_out", self.held_out, 0.0, 0.5, open_low=True)
+        check_integer("data.vocabulary", self.vocabulary, 2)
+        check_number("data.held_out", self.held_out, 0.0, 0.5, open_low=True)
         require(isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false")
 
 
@@ -183,15 +127,15 @@ class Optimizer:
 
     def __post_init__(self):
         require(bool(self.name) and isinstance(self.name, str), "optimizer.name", self.name, "name an optimizer")
-        _check_number("optimizer.learning_rate", self.learning_rate, 0.0, 10.0, open_low=True)
-        _check_number("optimizer.beta1", self.beta1, 0.0, 0.9999)
-        _check_number("optimizer.beta2", self.beta2, 0.0, 0.999999)
-        _check_number("optimizer.eps", self.eps, 0.0, 1.0, open_low=True)
-        _check_number("optimizer.weight_decay", self.weight_decay, 0.0, 100.0)
-        _check_number("optimizer.clip", self.clip, 0.0, 1e9, open_low=True)
-        _check_choice("optimizer.schedule", self.schedule, Literal["cosine", "linear", "wsd"])
-        _check_number("optimizer.warmup", self.warmup, 0.0, 0.9)
-        _check_number("optimizer.final", self.final, 0.0, 1.0)
+        check_number("optimizer.learning_rate", self.learning_rate, 0.0, 10.0, open_low=True)
+        check_number("optimizer.beta1", self.beta1, 0.0, 0.9999)
+        check_number("optimizer.beta2", self.beta2, 0.0, 0.999999)
+        check_number("optimizer.eps", self.eps, 0.0, 1.0, open_low=True)
+        check_number("optimizer.weight_decay", self.weight_decay, 0.0, 100.0)
+        check_number("optimizer.clip", self.clip, 0.0, 1e9, open_low=True)
+        check_choice("optimizer.schedule", self.schedule, Literal["cosine", "linear", "wsd"])
+        check_number("optimizer.warmup", self.warmup, 0.0, 0.9)
+        check_number("optimizer.final", self.final, 0.0, 1.0)
         if self.schedule == "wsd":
             require(
                 self.decay is not None,
@@ -199,7 +143,7 @@ class Optimizer:
                 self.decay,
                 "wsd needs the share of the budget that decays, such as 0.2",
             )
-            _check_number("optimizer.decay", self.decay, 0.0, 1.0 - self.warmup, open_low=True)
+            check_number("optimizer.decay", self.decay, 0.0, 1.0 - self.warmup, open_low=True)
         else:
             require(
                 self.decay is None,
@@ -218,9 +162,9 @@ class Budget:
     convention: Literal["exact", "dense", "6nd", "textbook"] = "exact"  # how flops are counted: lab.cost
 
     def __post_init__(self):
-        _check_choice("budget.unit", self.unit, Literal["flops", "tokens", "steps"])
-        _check_number("budget.amount", self.amount, 0.0, 1e40, open_low=True)
-        _check_choice("budget.convention", self.convention, Literal["exact", "dense", "6nd", "textbook"])
+        check_choice("budget.unit", self.unit, Literal["flops", "tokens", "steps"])
+        check_number("budget.amount", self.amount, 0.0, 1e40, open_low=True)
+        check_choice("budget.convention", self.convention, Literal["exact", "dense", "6nd", "textbook"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +174,7 @@ class Seed:
 
     def __post_init__(self):
         for name in ("init", "data"):
-            _check_integer(f"seed.{name}", getattr(self, name), 0)
+            check_integer(f"seed.{name}", getattr(self, name), 0)
             require(getattr(self, name) < 2**31, f"seed.{name}", getattr(self, name), "use a number below 2^31")
 
 
@@ -240,10 +184,15 @@ class Evaluation:
 
     examples: int = 512
     times: int = 1
+    # Objectives on text: score targets after so many tokens of inputs, whatever the run was trained on. Losses of runs that
+    # are evaluated alike can be compared. None given: the objective's own.
+    splits: tuple[int, ...] = ()
 
     def __post_init__(self):
-        _check_integer("evaluation.examples", self.examples, 1)
-        _check_integer("evaluation.times", self.times, 1)
+        check_integer("evaluation.examples", self.examples, 1)
+        check_integer("evaluation.times", self.times, 1)
+        for split in self.splits:
+            check_integer("evaluation.splits", split, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,16 +211,45 @@ class Run:
     revision: int = 0  # raise it to run again what was run before
 
     def __post_init__(self):
-        _check_integer("batch", self.batch, 1)
-        _check_choice("precision", self.precision, Literal["f32", "bf16"])
-        _check_integer("revision", self.revision, 0)
+        check_integer("batch", self.batch, 1)
+        check_choice("precision", self.precision, Literal["f32", "bf16"])
+        check_integer("revision", self.revision, 0)
         structures.check(
             self.structure,
             L=self.shape.L,
             L_input=self.shape.L_input,
             loss=self.objective.loss,
-            masked_lm=self.objective.name == "masked_lm",
+            objective=self.objective.name,
         )
+        if self.objective.name == "pairs":
+            require(self.options.positions == "continue", "options.positions", self.options.positions,
+                    "pairs are padded before their sources: counted anew, the targets' positions would depend on the padding; "
+                    "use 'continue'")  # fmt: skip
+        if self.evaluation.splits:
+            text = self.objective.length
+            ok = (
+                self.objective.name in ("lm", "prefix_lm", "span_corruption", "ul2")
+                and max(self.evaluation.splits) < text
+            )
+            require(ok, "evaluation.splits", self.evaluation.splits,
+                    f"{self.objective.name} on {text} tokens of text: use input lengths below that, and none for masked_lm, "
+                    "causal_lm and pairs")  # fmt: skip
+
+    @property
+    def measure(self) -> str:
+        """What the reported loss is the loss of. Losses of one corpus and one measure can be compared, no others."""
+        o, splits = self.objective, self.evaluation.splits
+        if o.name == "lm" and not splits:
+            splits = (o.S,)
+        if o.name == "prefix_lm" and not splits:
+            splits = o.splits
+        if splits:
+            return f"{o.length} tokens of text, targets after {', '.join(map(str, sorted(splits)))}"
+        if o.name == "pairs":
+            return "targets of pairs, in buckets " + ", ".join(f"{S}+{T}" for S, T, _ in sorted(o.buckets))
+        if o.name == "causal_lm":
+            return f"all tokens, packed in rows of {o.T}"
+        return f"{o.name}'s own, {o.S} inputs and {o.T} targets" + (f" in {o.spans} spans" if o.spans else "")
 
     @property
     def V(self) -> int:
@@ -332,12 +310,6 @@ def from_text(text: bytes, path: Path | str) -> Run:
         raise ValueError(f"{path}: {error}") from error
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean ...?)' for a name close to a known one, else the known ones."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
-
-
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
@@ -388,11 +360,14 @@ def _decode(kind: Any, content: object, where: str) -> Any:
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
     if get_origin(hint) is Literal:
-        _check_choice(name, value, hint)
+        check_choice(name, value, hint)
         return value
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        inner = get_args(hint)[0]
+        return tuple(_typed(inner, item, f"{name}[{i}]") for i, item in enumerate(value))
     if not any(value is None if kind is type(None) else type(value) is kind for kind in kinds):
         expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ValueError(f"{name} = {value!r}: use {expected}")

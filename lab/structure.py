@@ -81,12 +81,17 @@ ALL_TWO_STREAM: tuple[Structure, ...] = tuple(
 )
 
 
-def check(structure: Structure, *, L: int, L_input: int, loss: str, masked_lm: bool) -> None:
+def check(structure: Structure, *, L: int, L_input: int, loss: str, objective: str) -> None:
     """Raises ValueError, with the reason, for a structure that can not be built or trained like this."""
-    if structure.encoder_only != masked_lm:
+    if structure.encoder_only != (objective == "masked_lm"):
         raise ValueError(
-            f"objective {'masked_lm' if masked_lm else 'lm'!r} does not fit structure {structure.name}: encoder-only "
+            f"objective {objective!r} does not fit structure {structure.name}: encoder-only "
             "takes masked_lm and nothing else does; change objective.name or structure.cross"
+        )
+    if objective == "causal_lm" and structure != STRUCTURES["decoder_only"]:
+        raise ValueError(
+            f"objective 'causal_lm' does not fit structure {structure.name}: packed documents have no inputs apart from "
+            "targets, and only decoder_only needs none; use objective lm with loss='all', or decoder_only"
         )
     if loss == "all" and structure.inputs != "causal":
         raise ValueError(

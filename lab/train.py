@@ -260,7 +260,7 @@ def _loop(
         if attempt.diverged_at is None:
             own = built.part(state, lane)
             attempt.save(own)
-            final = attempt.evaluate(lambda batch: built.target_losses(own["params"], batch), asked)
+            final = attempt.evaluate(lambda form, batch: built.target_losses(form, own["params"], batch), asked)
             digest = parameter_hash(own["params"], gather)
             for name in ("evaluate", "checkpoint"):  # what ending took belongs to the whole, not to the loop
                 share[name] = clock.seconds[name] / len(attempts)
@@ -284,12 +284,12 @@ def _loop(
             live = [lane for lane, attempt in enumerate(attempts) if attempt.spends]
             if live:
                 with clock("data"):  # the device is at work on the dispatch before
-                    taken, batches, rates = _next_steps(attempts, live, p, built.rows)
+                    taken, batches, rates, chosen = _next_steps(attempts, live, p, built.rows)
                 count, dispatches = np.int32(max(len(r) for _, r in taken.values())), dispatches + 1
                 last = not any(attempts[lane].spends for lane in live)
                 traced = profile and (dispatches == 2 or (dispatches == 1 and last))
                 with jax.profiler.trace(str(attempts[0].run_dir / PROFILE)) if traced else contextlib.nullcontext():
-                    state, losses, norms = built.advance(state, batches, hyper, rates, count)
+                    state, losses, norms = built.advance(state, batches, hyper, rates, count, chosen)
                     if traced:
                         jax.block_until_ready(losses)
                 if pending:
@@ -311,7 +311,7 @@ def _loop(
                     if attempt.diverged_at is None and attempt.evaluates:
                         own = built.part(state, lane)
                         attempt.record_evaluation(
-                            lambda batch, own=own: built.target_losses(own["params"], batch), asked
+                            lambda form, batch, own=own: built.target_losses(form, own["params"], batch), asked
                         )
                     if not attempt.spends:
                         finish(lane)
@@ -338,23 +338,26 @@ class _Dispatch:
 
 def _next_steps(
     attempts: list[Attempt], live: list[int], p: Program, rows: range
-) -> tuple[dict[int, tuple[int, list[float]]], Batch, np.ndarray]:
-    """Steps until the dispatch is full or the state of one attempt is needed, stacked; of attempts that have ended zeros."""
+) -> tuple[dict[int, tuple[int, list[float]]], Batch, np.ndarray, np.ndarray]:
+    """Steps until the dispatch is full or the state of one attempt is needed, stacked; of attempts that have ended zeros.
+    Of each step the batch fills the room of its form, the last of what is returned."""
     room, many = p.execution.steps_per_dispatch, (p.pack,) if p.pack > 1 else ()
-    batches = [np.zeros((s.shape[0], *many, len(rows), s.shape[-1]), np.int32) for s in shapes(p, (room, p.batch))]
-    rates = np.zeros((room, *many), np.float32)
+    batches = [
+        np.zeros((s.shape[0], *many, len(rows), s.shape[-1]), np.int32) for s in shapes(p.forms, (room, p.batch))
+    ]
+    chosen, rates = np.zeros(room, np.int32), np.zeros((room, *many), np.float32)
     taken: dict[int, tuple[int, list[float]]] = {lane: (attempts[lane].ledger.steps, []) for lane in live}
     for step in range(room):
         for lane in live:
-            rate, batch = attempts[lane].take(rows)
+            rate, chosen[step], batch = attempts[lane].take(rows)
             place = (step, lane) if many else (step,)
             rates[place] = rate
             taken[lane][1].append(rate)
             for array, part in zip(batches, batch, strict=True):
-                array[place] = part
+                array[(*place, slice(None), slice(0, part.shape[-1]))] = part
         if any(attempts[lane].pauses for lane in live):
             break
-    return taken, Batch(*batches), rates
+    return taken, Batch(*batches), rates, chosen
 
 
 def _on_any_host(*flags: bool) -> tuple[bool, ...]:

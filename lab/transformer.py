@@ -27,10 +27,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from lab.attention import attend
+from lab.attention import Segments, attend
+from lab.forms import Form
 from lab.layers import Draw, Layer, rms_norm
 from lab.mesh import by_batch, whole
-from lab.spec import Objective, Options, Shape
+from lab.spec import Options, Shape
 from lab.structure import Structure
 
 Params = dict[str, Any]
@@ -50,6 +51,8 @@ class Transformer:
     shape: Shape
     options: Options
     V: int
+    sep: int  # ids of the tokenizer that begin a document, and that fill up
+    pad: int
     precision: str = "f32"
     scan: bool = False
     unroll: int = 1
@@ -134,24 +137,25 @@ class Transformer:
     def __call__(
         self,
         params: Params,
-        objective: Objective,
+        form: Form,
         inputs_BS: Int[Array, "B S"],
         targets_BT: Int[Array, "B T"],
     ) -> Float[Array, "B P V"]:
         """Float32 logits of the P scored positions, and of no other."""
-        return self.head(params, self.hidden(params, objective, inputs_BS, targets_BT))
+        return self.head(params, self.hidden(params, form, inputs_BS, targets_BT))
 
     def hidden(
         self,
         params: Params,
-        objective: Objective,
+        form: Form,
         inputs_BS: Int[Array, "B S"],
         targets_BT: Int[Array, "B T"],
     ) -> Float[Array, "B P D"]:
         """What the head reads at the P scored positions.
 
-        lm: `targets_BT` is [SEP, y_1 .. y_{T-1}] and the T last positions predict y_1 .. y_T; with loss=all they are
+        `targets_BT` is [SEP, y_1 .. y_{T-1}] and the T last positions predict y_1 .. y_T; with loss=all they are
         preceded by S-1 that predict x_2 .. x_S. masked_lm: `targets_BT` holds the positions of the T masked tokens.
+        pairs: inputs of PAD (`self.pad`) are seen by nothing. causal_lm: no inputs, and each SEP begins a document.
         """
         S, T = inputs_BS.shape[1], targets_BT.shape[1]
         x_BSD = self._embed(params, "embedding_VD", inputs_BS)
@@ -160,10 +164,16 @@ class Transformer:
             x_BSD = self._run_alone(params, "input", x_BSD, positions_S)
             return jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1)
         y_BTD = self._embed(params, "target_embedding_VD", targets_BT)
+        if form.name == "causal_lm":
+            documents = jnp.cumsum(targets_BT == self.sep, axis=1)
+            return self._run_alone(params, "shared", y_BTD, np.arange(T), (documents, documents))
+        segments = None
+        if form.name == "pairs":
+            segments = (inputs_BS != self.pad).astype(jnp.int32), jnp.ones_like(targets_BT)
         positions_T = np.arange(T) + (S if self.options.positions == "continue" else 0)
-        score_inputs = objective.loss == "all"
+        score_inputs = form.loss == "all"
         streams = self._advance_both if self.structure.memory == "same" else self._advance_in_turn
-        x_BSD, y_BTD = streams(params, x_BSD, y_BTD, positions_S, positions_T, score_inputs)
+        x_BSD, y_BTD = streams(params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs)
         return jnp.concatenate([x_BSD[:, :-1], y_BTD], axis=1) if score_inputs else y_BTD
 
     # ---- depth -----------------------------------------------------------------------------------------------------
@@ -195,19 +205,21 @@ class Transformer:
         layers = [jax.tree.map(lambda p: p[-1], p) for _, p in stacks]
         return (jax.checkpoint(last) if self.remat else last)(carry, layers)
 
-    def _run_alone(self, params: Params, stack: str, x_BSD: Array, positions_S: np.ndarray) -> Array:
-        """The input stack to its end, then its final norm."""
+    def _run_alone(
+        self, params: Params, stack: str, x_BSD: Array, positions_S: np.ndarray, segments: Segments = None
+    ) -> Array:
+        """A stack to its end over one stream, then its final norm."""
         causal = self.structure.inputs == "causal"
         x_BSD = self._fold(
-            lambda layers, x: _self_layer(layers[0], x, positions_S, causal=causal),
+            lambda layers, x: _self_layer(layers[0], x, positions_S, causal=causal, segments=segments),
             x_BSD,
             [(stack, params[stack]["layers"])],
         )
         return rms_norm(x_BSD, params[stack]["norm_D"])
 
-    def _advance_in_turn(self, params, x_BSD, y_BTD, positions_S, positions_T, score_inputs):
+    def _advance_in_turn(self, params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs):
         """memory=final: all of the input stack, then the target stack over its output."""
-        memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S)
+        memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S, _among_inputs(segments))
         merged = self.structure.cross == "merged"
         stack = self.stacks[-1]
         y_BTD = self._fold(
@@ -217,13 +229,14 @@ class Transformer:
                 layers[0].reader.keys_values(memory_BSD, positions_S),
                 positions_T,
                 merged=merged,
+                segments=segments,
             ),
             y_BTD,
             [(stack, params[stack]["layers"])],
         )
         return memory_BSD, rms_norm(y_BTD, params[stack]["norm_D"])
 
-    def _advance_both(self, params, x_BSD, y_BTD, positions_S, positions_T, score_inputs):
+    def _advance_both(self, params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs):
         """memory=same: both streams, layer by layer; the last layer's inputs are dropped where nothing reads them."""
         S, merged, causal = x_BSD.shape[1], self.structure.cross == "merged", self.structure.inputs == "causal"
         stacks = [(name, params[name]["layers"]) for name in self.stacks]
@@ -233,13 +246,15 @@ class Transformer:
         if self.structure.stacks == "shared":
             positions_n = np.concatenate([positions_S, positions_T])
             z_BnD = self._fold(
-                lambda layers, z: _joint_layer(layers[0], z, positions_n, S, merged=merged, causal=causal),
+                lambda layers, z: _joint_layer(layers[0], z, positions_n, S, segments, merged=merged, causal=causal),
                 jnp.concatenate([x_BSD, y_BTD], axis=1),
                 whole,
             )
             if not score_inputs:
                 y_BTD = self._at_the_end(
-                    lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, merged=merged), z_BnD, stacks
+                    lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, segments, merged=merged),
+                    z_BnD,
+                    stacks,
                 )
                 return x_BSD, rms_norm(y_BTD, last_norm)
             z_BnD = rms_norm(z_BnD, first_norm)
@@ -248,8 +263,10 @@ class Transformer:
         def advance(layers: list[Layer], xy: tuple[Array, Array], keep_inputs: bool = True) -> tuple[Array, Array]:
             x, y = xy
             memory = layers[1].reader.keys_values(layers[0].before_attention(x), positions_S)
-            y = _target_layer(layers[1], y, memory, positions_T, merged=merged)
-            return _self_layer(layers[0], x, positions_S, causal=causal) if keep_inputs else x, y
+            y = _target_layer(layers[1], y, memory, positions_T, merged=merged, segments=segments)
+            if keep_inputs:
+                x = _self_layer(layers[0], x, positions_S, causal=causal, segments=_among_inputs(segments))
+            return x, y
 
         xy = self._fold(advance, (x_BSD, y_BTD), whole)
         x_BSD, y_BTD = xy if score_inputs else self._at_the_end(partial(advance, keep_inputs=False), xy, stacks)
@@ -261,24 +278,55 @@ def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:
     return np.broadcast_to(np.float32(0), shape)
 
 
-def _self_layer(layer: Layer, x_BSD: Array, positions_S: np.ndarray, *, causal: bool) -> Array:
+def _among_inputs(segments: Segments) -> Segments:
+    """`segments` are the numbers of the inputs (B S) and of the targets (B T)."""
+    return None if segments is None else (segments[0], segments[0])
+
+
+def _over_both(segments: Segments) -> Segments:
+    """Of targets over [inputs ; targets]."""
+    return None if segments is None else (segments[1], jnp.concatenate(segments, axis=1))
+
+
+def _over_all(segments: Segments) -> Segments:
+    """Of [inputs ; targets] over themselves."""
+    if segments is None:
+        return None
+    numbers = jnp.concatenate(segments, axis=1)
+    return numbers, numbers
+
+
+def _reading(segments: Segments) -> Segments:
+    """Of targets over inputs."""
+    return None if segments is None else (segments[1], segments[0])
+
+
+def _self_layer(layer: Layer, x_BSD: Array, positions_S: np.ndarray, *, causal: bool, segments: Segments) -> Array:
     normed = layer.before_attention(x_BSD)
     q = layer.attn.queries(normed, positions_S)
-    mixed = attend(q, *layer.attn.keys_values(normed, positions_S), causal=causal, how=layer.attention)
+    keys_values = layer.attn.keys_values(normed, positions_S)
+    mixed = attend(q, *keys_values, causal=causal, how=layer.attention, segments=segments)
     return layer.feed_forward(x_BSD + layer.attn.out(mixed))
 
 
 def _target_layer(
-    layer: Layer, y_BTD: Array, memory: tuple[Array, Array], positions_T: np.ndarray, *, merged: bool
+    layer: Layer,
+    y_BTD: Array,
+    memory: tuple[Array, Array],
+    positions_T: np.ndarray,
+    *,
+    merged: bool,
+    segments: Segments,
 ) -> Array:
     normed = layer.before_attention(y_BTD)
     q = layer.attn.queries(normed, positions_T)
     own = layer.attn.keys_values(normed, positions_T)
     if merged:
         own = _join(memory, own)
-    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention))
+    over = _over_both(segments) if merged else None  # targets by themselves are of one number
+    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention, segments=over))
     if not merged:
-        y_BTD = layer.read(y_BTD, memory, positions_T)
+        y_BTD = layer.read(y_BTD, memory, positions_T, _reading(segments))
     return layer.feed_forward(y_BTD)
 
 
@@ -287,6 +335,7 @@ def _joint_layer(
     z_BnD: Array,
     positions_n: np.ndarray,
     S: int,
+    segments: Segments,
     *,
     merged: bool,
     causal: bool,
@@ -297,22 +346,25 @@ def _joint_layer(
     q, (k, v) = layer.attn.queries(normed_BnD, positions_n), layer.attn.keys_values(normed_BnD, positions_n)
     memory = None if layer.cross is None else layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
     if merged and causal and layer.attention != "reference":  # one rule for both streams; the reference does not skip
-        mixed = attention(q, k, v, causal=True)
+        mixed = attention(q, k, v, causal=True, segments=_over_all(segments))
     else:
-        mixed_x = attention(q[:, :S], k[:, :S], v[:, :S], causal=causal)
+        mixed_x = attention(q[:, :S], k[:, :S], v[:, :S], causal=causal, segments=_among_inputs(segments))
         # The keys and values of a merged softmax are those of both streams, as they lie.
         first = 0 if merged else S
-        mixed_y = attention(q[:, S:], k[:, first:], v[:, first:], causal=True)
+        over = _over_both(segments) if merged else None
+        mixed_y = attention(q[:, S:], k[:, first:], v[:, first:], causal=True, segments=over)
         mixed = jnp.concatenate([mixed_x, mixed_y], axis=1)
     z_BnD = z_BnD + layer.attn.out(mixed)
     if not merged:
         memory = memory or (k[:, :S], v[:, :S])
-        y_BTD = layer.read(z_BnD[:, S:], memory, positions_n[S:])
+        y_BTD = layer.read(z_BnD[:, S:], memory, positions_n[S:], _reading(segments))
         z_BnD = jnp.concatenate([z_BnD[:, :S], y_BTD], axis=1)
     return layer.feed_forward(z_BnD)
 
 
-def _last_joint_layer(layer: Layer, z_BnD: Array, positions_n: np.ndarray, S: int, *, merged: bool) -> Array:
+def _last_joint_layer(
+    layer: Layer, z_BnD: Array, positions_n: np.ndarray, S: int, segments: Segments, *, merged: bool
+) -> Array:
     """A shared layer whose inputs nothing reads: of x its keys and values alone."""
     normed_BnD = layer.before_attention(z_BnD)
     positions_T, normed_BTD, y_BTD = positions_n[S:], normed_BnD[:, S:], z_BnD[:, S:]
@@ -322,9 +374,9 @@ def _last_joint_layer(layer: Layer, z_BnD: Array, positions_n: np.ndarray, S: in
     else:
         memory = layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
         own = layer.attn.keys_values(normed_BTD, positions_T)
-    mixed = attend(layer.attn.queries(normed_BTD, positions_T), *own, causal=True, how=layer.attention)
-    y_BTD = y_BTD + layer.attn.out(mixed)
-    return layer.feed_forward(y_BTD if merged else layer.read(y_BTD, memory, positions_T))
+    q, over = layer.attn.queries(normed_BTD, positions_T), _over_both(segments) if merged else None
+    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention, segments=over))
+    return layer.feed_forward(y_BTD if merged else layer.read(y_BTD, memory, positions_T, _reading(segments)))
 
 
 def _join(memory: tuple[Array, Array], own: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from lab import cost, hardware, records
-from lab.data import count_windows, describe
+from lab.batches import count_examples
+from lab.data import describe
 from lab.execution import Execution
+from lab.forms import forms
 from lab.memory import Memory, predict
 from lab.plan_file import Rows
 from lab.spec import Run, Seed, to_json
@@ -164,7 +166,8 @@ def describe_arm(template: Run) -> str:
         if s.encoder_only
         else f"{s.cross} cross-attention, {s.stacks} stacks, {s.memory} memory, {s.inputs} inputs"
     )
-    return f"{dials}; loss on {template.objective.loss}"
+    o = template.objective
+    return f"{dials}; {'' if o.name == 'lm' else f'objective {o.name}, '}loss on {o.loss}"
 
 
 def _sized(study: Study, arm: str, rung: int, budget: float) -> Run:
@@ -186,7 +189,7 @@ def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: f
     """Seeds of a cell (init and data together, the same for every arm), at each learning rate that is swept."""
     V = run.V
     planned = cost.planned(run, V)
-    windows = count_windows(run.data, run.objective.length)[0]
+    examples = count_examples(run.data, run.objective)[0]
     seconds = hardware.estimate_seconds(run, V)
     rates = study.learning_rate if isinstance(study.learning_rate, tuple) else (run.optimizer.learning_rate,)
     for replicate in range(study.replicates(budget, rung)):
@@ -203,7 +206,7 @@ def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: f
                 rung=rung,
                 replicate=replicate,
                 residual=off,
-                epochs=planned["steps"] * run.batch / windows,
+                epochs=planned["steps"] * run.batch / examples,
                 seconds_estimated=seconds,
                 planned=planned,
                 run=seeded,
@@ -211,27 +214,27 @@ def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: f
 
 
 def _check_comparable(study: Study) -> None:
-    """Arms are compared on the same targets given the same inputs: all that decides them must be the same."""
+    """Arms are compared on the same targets given the same inputs: all that decides them must be the same. What they are
+    trained on may differ (which tokens carry loss, which objective), as long as their losses are of one thing."""
     base = study.arms[study.baseline]
     for name, template in study.arms.items():
         for what, ours, theirs in (
             ("data", template.data, base.data),
-            ("objective.name", template.objective.name, base.objective.name),
-            ("objective.S", template.objective.S, base.objective.S),
-            ("objective.T", template.objective.T, base.objective.T),
-            ("evaluation", template.evaluation, base.evaluation),
+            ("the held-out loss", template.measure, base.measure),
+            ("evaluation", replace(template.evaluation, splits=()), replace(base.evaluation, splits=())),
             ("precision", template.precision, base.precision),
             ("seed", template.seed, base.seed),
         ):
             if ours != theirs:
                 raise ValueError(
                     f"study {study.name}: {what} of arm {name} is {ours!r} but {theirs!r} in the baseline {study.baseline}: "
-                    "their losses are not comparable; make them equal, or two studies"
+                    "their losses are not comparable; make them equal (evaluation.splits scores every objective on text alike), "
+                    "or two studies"
                 )
-    wanted, (_, held_out) = base.evaluation.examples, count_windows(base.data, base.objective.length)
+    wanted, (_, held_out) = base.evaluation.examples, count_examples(base.data, base.objective)
     if held_out < wanted:
         raise ValueError(
-            f"evaluation.examples = {wanted}: the held-out share ({base.data.held_out:g}) of this text has {held_out} windows "
+            f"evaluation.examples = {wanted}: the held-out share ({base.data.held_out:g}) of this text has {held_out} examples "
             f"of {base.objective.length} tokens; lower it, raise data.held_out, or use more text"
         )
 
@@ -265,7 +268,8 @@ def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
         for i, a in enumerate(members):
             for b in members[i + 1 :]:
                 if a.run.objective == b.run.objective and a.run.shape == b.run.shape:
-                    one, other = (canonical(x.run.structure, L=x.run.shape.L, S=x.run.objective.S, loss=x.run.objective.loss)
+                    longest = max(form.S for form in forms(a.run.objective))
+                    one, other = (canonical(x.run.structure, L=x.run.shape.L, S=longest, loss=x.run.objective.loss)
                                   for x in (a, b))  # fmt: skip
                     if one == other:
                         said.add(f"{a.arm} and {b.arm} are the same function at rung {rung} ({a.run.shape.L} layers)")

@@ -104,20 +104,27 @@ def arm(
     structure: str | Structure,
     data: Data,
     *,
-    S: int,
-    T: int,
+    S: int | None = None,
+    T: int | None = None,
     loss: Literal["targets", "all"] = "targets",
+    objective: Objective | None = None,
     **overrides: Any,
 ) -> Run:
-    """A template: a structure on this data. `overrides` are parts of a Run (options, optimizer, precision, ...)."""
+    """A template: a structure on this data. Give S and T (inputs and targets of text; of encoder-only, tokens and how many are
+    masked), or an objective. `overrides` are parts of a Run (options, optimizer, precision, ...)."""
     if isinstance(structure, str) and structure not in STRUCTURES:
         raise ValueError(f"structure = {structure!r}: {nearest(structure, list(STRUCTURES))}")
     chosen = STRUCTURES[structure] if isinstance(structure, str) else structure
-    name: Literal["lm", "masked_lm"] = "masked_lm" if chosen.encoder_only else "lm"
+    if objective is None:
+        require(S is not None and T is not None, "S, T", (S, T), "give both, or an objective")
+        name: Literal["lm", "masked_lm"] = "masked_lm" if chosen.encoder_only else "lm"
+        objective = Objective(name=name, S=S, T=T, loss=loss)  # pyright: ignore[reportArgumentType]: checked above
+    elif (S, T, loss) != (None, None, "targets"):
+        raise ValueError(f"S, T, loss = {S}, {T}, {loss!r}: the objective has its own; give one or the other")
     template = Run(
         structure=chosen,
         shape=Shape(D=2, F=1, N=1, K=1, H=2, L=1, L_input=1),  # the plan sets it
-        objective=Objective(name=name, S=S, T=T, loss=loss),
+        objective=objective,
         data=data,
         optimizer=Optimizer(learning_rate=1e-3),
         budget=Budget(amount=1.0),

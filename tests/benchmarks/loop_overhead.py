@@ -23,6 +23,7 @@ import numpy as np
 from lab import hardware, train
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
+from lab.forms import forms
 from lab.objectives import build
 from lab.optimizers import Hyperparameters
 from lab.program import compiled, program
@@ -42,7 +43,7 @@ def main() -> None:
         built = compiled(program(run, execution))
         examples = Examples(load(run.data), run.objective.length, 0)
         k, tokenizer = execution.steps_per_dispatch, TOKENIZERS["bytes"]
-        made = [build(run.objective, examples.batch(i, 8), tokenizer, seed=0, first=8 * i) for i in range(k)]
+        made = [build(forms(run.objective)[0], examples.batch(i, 8), tokenizer, seed=0, first=8 * i) for i in range(k)]
         ready = jax.tree.map(lambda *arrays: np.stack(arrays), *made)
         rates, hyper = np.full(k, 1e-3, np.float32), Hyperparameters.of(run.optimizer)
         ratios, bare_times = [], []

@@ -42,6 +42,36 @@ def test_forward(how, shape, causal):
         np.testing.assert_allclose(ours[row], theirs, rtol=0, atol=3e-6)
 
 
+def made_segments(shape, seed=0):
+    """Runs of equal numbers among the keys; each query has that of the key that stands where it does."""
+    B, T, S, *_ = shape
+    keys = np.cumsum(np.random.default_rng(seed).random((B, S)) < 0.1, axis=1).astype(np.int32)
+    return jnp.asarray(keys[:, S - T :]), jnp.asarray(keys)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("how", ATTENTION)
+def test_segments(how, shape, causal):
+    """Forward against a loop, gradient against JAX's own derivative of the reference."""
+    q, k, v, along = made(shape)
+    _, T, S, *_ = shape
+    segments = made_segments(shape)
+    seen = np.arange(S)[None, :] <= np.arange(T)[:, None] + S - T if causal else np.ones((T, S), bool)
+    ours = attend(q, k, v, causal=causal, how=how, segments=segments)
+    for row in range(len(q)):
+        same = np.asarray(segments[0][row])[:, None] == np.asarray(segments[1][row])[None, :]
+        theirs = softmax_attention(*(np.asarray(a[row], np.float64) for a in (q, k, v)), seen & same)
+        np.testing.assert_allclose(ours[row], theirs, rtol=0, atol=3e-6)
+
+    def gradient(how):
+        projected = lambda *qkv: jnp.vdot(attend(*qkv, causal=causal, how=how, segments=segments), along)  # noqa: E731
+        return jax.jit(jax.grad(projected, argnums=(0, 1, 2)))(q, k, v)
+
+    for got, expected in zip(gradient(how), gradient("reference"), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("how", WAYS)

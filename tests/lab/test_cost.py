@@ -15,7 +15,8 @@ from lab import cost
 from lab.attention import attend
 from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
-from lab.objectives import build, predicted_positions
+from lab.forms import forms
+from lab.objectives import build
 from lab.program import loss_and_gradient, program, shapes, token_losses
 from lab.spec import Budget, Objective, Options, Run, Shape
 from lab.structure import ALL_TWO_STREAM, LADDER, STRUCTURES, Structure
@@ -77,8 +78,8 @@ def test_counts_equal_the_program(case: Run, scan: bool):
     p = program(case, replace(REFERENCE, scan=scan))
     params = p.model.abstract()
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == cost.parameters(*of(case)).total
-    batch = shapes(p, (case.batch,))
-    forward = flop_counter.count(lambda params, b: token_losses(p.model, p.objective, params, b), params, batch)
+    batch = shapes(p.forms, (case.batch,))
+    forward = flop_counter.count(lambda params, b: token_losses(p.model, p.forms[0], params, b), params, batch)
     assert forward == cost.forward(*of(case))["dense"] * case.batch
     training = flop_counter.count(lambda params, b: loss_and_gradient(p, params, b), params, batch)
     assert training == cost.train_step(case, V)["dense"]
@@ -104,18 +105,19 @@ def test_exact_is_dense_less_the_pairs_that_are_not_attended(case: Run, monkeypa
     """The attentions that the model makes are noted while it is traced, and each one's pairs are counted by force."""
     calls = []
 
-    def watched(q, k, v, *, causal, how):
+    def watched(q, k, v, *, causal, how, segments):
+        assert segments is None
         calls.append((q.shape[1], k.shape[1], causal))
         return attend(q, k, v, causal=causal, how=how)
 
     monkeypatch.setattr(lab.transformer, "attend", watched)
     monkeypatch.setattr(lab.layers, "attend", watched)
     p = program(case, REFERENCE)
-    jax.eval_shape(functools.partial(token_losses, p.model, p.objective), p.model.abstract(), shapes(p, (1,)))
+    jax.eval_shape(functools.partial(token_losses, p.model, p.forms[0]), p.model.abstract(), shapes(p.forms, (1,)))
     unattended = sum(T * S - attended_pairs(T, S, causal) for T, S, causal in calls)
     counted, pair = cost.forward(*of(case)), 4 * case.shape.N * case.shape.H
     assert counted["exact"] == counted["dense"] - pair * unattended
-    assert cost.train_example(case, V)["exact"] == cost.train_example(case, V)["dense"] - 3 * pair * unattended
+    assert cost.train_step(case, V)["exact"] == cost.train_step(case, V)["dense"] - 3 * case.batch * pair * unattended
 
 
 def test_unused_parameters_get_no_gradient(executed: Run):
@@ -126,7 +128,7 @@ def test_unused_parameters_get_no_gradient(executed: Run):
         pytest.skip("all of this structure's parameters are used, as the ladder's are")
     p = program(case, REFERENCE)
     tokens = np.random.default_rng(0).integers(0, 256, (case.batch, case.objective.length)).astype(np.int32)
-    batch = build(case.objective, tokens, TOKENIZERS["bytes"], seed=0, first=0)
+    batch = build(forms(case.objective)[0], tokens, TOKENIZERS["bytes"], seed=0, first=0)
     gradient = jax.jit(functools.partial(loss_and_gradient, p))(p.model.init(1), batch)[1]
     body = {name: part for name, part in gradient.items() if name in p.model.stacks}
     idle = 0
@@ -221,7 +223,7 @@ def test_cost_is_exact_far_beyond_64_bits():
 
 def test_predicted_positions_name_the_labels(case: Run):
     tokens = np.zeros((2, case.objective.length), np.int32)
-    assert build(case.objective, tokens, TOKENIZERS["bytes"], seed=0, first=0).labels.shape == (
+    assert build(forms(case.objective)[0], tokens, TOKENIZERS["bytes"], seed=0, first=0).labels.shape == (
         2,
-        predicted_positions(case.objective),
+        forms(case.objective)[0].scored,
     )

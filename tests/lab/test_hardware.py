@@ -56,9 +56,9 @@ def test_remat_keeps_less_of_every_layer(structure, scan):
 
     def kept(remat):
         p = program(run, Execution(steps_per_dispatch=1, scan=scan, remat=remat))
-        batch = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), shapes(p, (run.batch,)))
+        batch = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), shapes(p.forms, (run.batch,)))
         params = jax.tree.map(jax.numpy.asarray, p.model.init(0))
-        backward = jax.vjp(lambda params: token_losses(p.model, p.objective, params, batch), params)[1]
+        backward = jax.vjp(lambda params: token_losses(p.model, p.forms[0], params, batch), params)[1]
         return sum(leaf.size for leaf in jax.tree.leaves(backward)) - sum(leaf.size for leaf in jax.tree.leaves(params))
 
     assert kept(True) < 0.7 * kept(False)

@@ -13,6 +13,7 @@ import pytest
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
+from lab.forms import forms
 from lab.objectives import Batch, build
 from lab.optimizers import Hyperparameters
 from lab.program import initial_optimizer, program, train_step
@@ -55,7 +56,7 @@ def random_text(run, steps, symbols, *, copied=False, seed=0):
         tokens = rng.integers(97, 97 + symbols, (run.batch, o.length)).astype(np.int32)
         if copied:
             tokens[:, o.S :] = tokens[:, : o.T]
-        yield build(o, tokens, BYTES, seed=seed, first=step * run.batch)
+        yield build(forms(o)[0], tokens, BYTES, seed=seed, first=step * run.batch)
 
 
 @pytest.mark.parametrize("structure", named_first(EVERY_STRUCTURE), ids=name_of)
@@ -91,7 +92,9 @@ def test_loss_on_all_tokens_of_independent_text():
 def first_losses(name: str) -> list[float]:
     run = make_run(name, shape=SMALL, objective=Objective(S=12, T=12), data=describe("markov").data, batch=8)
     examples = Examples(load(run.data), run.objective.length, seed=0)
-    batches = [build(run.objective, examples.batch(step, 8), BYTES, seed=0, first=8 * step) for step in range(20)]
+    batches = [
+        build(forms(run.objective)[0], examples.batch(step, 8), BYTES, seed=0, first=8 * step) for step in range(20)
+    ]
     return [float(loss) for loss in losses(replace(run, data=run.data), batches, rate=3e-3)]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lab import cost
 from lab.execution import Execution
-from lab.ledger import STEP, Ledger
+from lab.ledger import Ledger
 from lab.optimizers import Hyperparameters, adamw, decay_mask, learning_rate
 from lab.program import program
 from lab.spec import Budget, Optimizer
@@ -83,9 +83,9 @@ def test_a_run_is_really_decayed(name):
     """At the middle of its last step the rate is within one step of nothing."""
     run = make_run(optimizer=replace(schedule(name)), budget=Budget(unit="steps", amount=200))
     ledger, rates = Ledger(run, V), []
-    while ledger.fits(STEP):
-        rates.append(learning_rate(run.optimizer, ledger.share_in(STEP)))
-        ledger.charge(STEP)
+    while ledger.fits:
+        rates.append(learning_rate(run.optimizer, ledger.share_in_step))
+        ledger.charge()
     assert len(rates) == 200 and rates[-1] < 0.01 * max(rates) and max(rates) == pytest.approx(2.0, rel=0.02)
 
 
@@ -95,7 +95,7 @@ def test_the_ledger_stops_at_the_planned_step(multiple, unit):
     price = cost.train_step(run, V)["exact" if unit == "flops" else unit]
     run = replace(run, budget=Budget(unit=unit, amount=multiple * price))
     ledger = Ledger(run, V)
-    while ledger.fits(STEP):
-        ledger.charge(STEP)
+    while ledger.fits:
+        ledger.charge()
     assert ledger.spent == cost.planned(run, V)
     assert abs(ledger.spent[ledger.unit] - run.budget.amount) <= price / 2 * (1 + 1e-9)

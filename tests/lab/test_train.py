@@ -14,11 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from lab import cost, evaluate, hardware, records
+from lab import attempt, cost, evaluate, hardware, records
+from lab.batches import Batches
 from lab.data import Examples, describe, load
+from lab.data.prepare import Corpus
 from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
-from lab.objectives import build
+from lab.forms import Course, forms
+from lab.objectives import build, corrupted
 from lab.preemption import Preempted, Superseded
 from lab.program import program, token_losses
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, to_json
@@ -55,11 +58,9 @@ def test_killed_and_restarted_is_the_same_run(name, loss, tmp_path):
     if loss == "all":
         run = replace(run, objective=replace(run.objective, loss="all"))
     whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
-    for attempt in (3, 5):
+    for step in (3, 5):
         with pytest.raises(Killed):
-            train(
-                run, tmp_path / "killed", execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(attempt)
-            )
+            train(run, tmp_path / "killed", execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(step))
     again = train(run, tmp_path / "killed", execution=TWO_STEPS)
     assert again["outcome"] == whole["outcome"] and whole["status"] == "done"
     assert again["measured"]["attempts"] == 3
@@ -136,8 +137,8 @@ def test_the_result_is_what_the_parameters_say(tmp_path):
     result = train(run, tmp_path, execution=TWO_STEPS)
     model, params = restore_parameters(run, tmp_path)
     examples = Examples(load(run.data), run.objective.length, seed=99)
-    batch = build(run.objective, examples.held_out(70), TOKENIZERS["bytes"], seed=0, first=0)
-    losses = np.asarray(token_losses(model, run.objective, params, batch), np.float64)
+    batch = build(forms(run.objective)[0], examples.held_out(70), TOKENIZERS["bytes"], seed=0, first=0)
+    losses = np.asarray(token_losses(model, forms(run.objective)[0], params, batch), np.float64)
     outcome = result["outcome"]
     assert outcome["loss"] == pytest.approx(losses.mean(), rel=1e-6)
     assert outcome["bits_per_byte"] == pytest.approx(losses.mean() / math.log(2), rel=1e-6)
@@ -249,8 +250,59 @@ def test_every_arm_reads_the_same_text():
     one, other = Examples(corpus, 11, seed=5), Examples(corpus, 11, seed=5)
     wide = one.batch(0, 8)
     np.testing.assert_array_equal(wide, np.concatenate([other.batch(step, 2) for step in (0, 1, 2, 3)]))
-    split = build(Objective(S=6, T=5), wide, TOKENIZERS["bytes"], seed=0, first=0)
+    split = build(forms(Objective(S=6, T=5))[0], wide, TOKENIZERS["bytes"], seed=0, first=0)
     np.testing.assert_array_equal(split.inputs, wide[:, :6])
     np.testing.assert_array_equal(split.labels, wide[:, 6:])
     np.testing.assert_array_equal(split.targets[:, 1:], wide[:, 6:-1])
     assert (split.targets[:, 0] == TOKENIZERS["bytes"].sep).all()
+
+
+OBJECTIVES = {
+    "prefix_lm": Objective(name="prefix_lm", S=6, T=6, splits=(2, 6, 9)),
+    "span_corruption": corrupted(14),
+    "ul2": Objective(name="ul2", S=8, T=8),
+    "causal_lm": Objective(name="causal_lm", S=0, T=12, attended=78),
+    "pairs": Objective(name="pairs", S=9, T=6, buckets=((5, 6, 2), (9, 6, 1))),
+}
+
+
+def of_pairs(corpus: Corpus) -> Corpus:
+    """The corpus' documents cut in short ones, each a source and a target."""
+
+    def cut(split):
+        lengths = np.tile([6, 11, 9], 400)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        return replace(split, starts=starts, lengths=lengths, sources=np.tile([4, 8, 5], 400))
+
+    return replace(corpus, train=cut(corpus.train), held_out=cut(corpus.held_out))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains_and_resumes(name, tmp_path, monkeypatch):
+    """Planned equals spent, the loss is what the parameters say, and a killed run ends as one that was not."""
+    if name == "pairs":
+        monkeypatch.setattr(attempt, "load", lambda data: of_pairs(load(data)))
+    structure = "decoder_only" if name == "causal_lm" else "encoder_decoder"
+    run = real_run(structure, objective=OBJECTIVES[name], evaluation=Evaluation(examples=16, times=2))
+    run = replace(run, seed=replace(run.seed, data=1))
+    whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
+    for step in (3, 5):
+        with pytest.raises(Killed):
+            train(run, tmp_path / "killed", execution=TWO_STEPS, checkpoint_seconds=0, on_progress=killed_after(step))
+    outcome = train(run, tmp_path / "killed", execution=TWO_STEPS)["outcome"]
+    assert outcome == whole["outcome"] and outcome["steps"] == 8
+    assert outcome["spent"] == cost.planned(run, run.V) == whole["planned"]
+    course = Course(run.objective, 1)
+    assert outcome["target_tokens"] == sum(4 * course.forms[course.form(step)].T for step in range(8))
+    model, params = restore_parameters(run, tmp_path / "killed")
+    nats, scored, text = 0.0, 0, 0
+    for form, batch in Batches(run, attempt.load(run.data)).held_out:
+        labels = np.asarray(batch.labels)
+        losses = np.asarray(token_losses(model, form, params, batch), np.float64)
+        nats += losses[labels != 258].sum()
+        scored += int((labels != 258).sum())
+        text += int((labels < 256).sum())
+    assert outcome["loss"] == pytest.approx(nats / scored, rel=1e-6)
+    assert outcome["bits_per_byte"] == pytest.approx(nats / math.log(2) / text, rel=1e-6)
+    several = {"prefix_lm": 3, "ul2": 7, "pairs": 2}.get(name)
+    assert (outcome["loss_by_form"] is None) if several is None else (len(outcome["loss_by_form"]) == several)

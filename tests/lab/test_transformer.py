@@ -12,7 +12,8 @@ import pytest
 import reference_models as reference
 from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
-from lab.objectives import build
+from lab.forms import forms
+from lab.objectives import Batch, build, pairs
 from lab.program import loss_and_gradient, program, token_losses
 from lab.spec import Objective, Options, Shape
 from lab.structure import ALL_TWO_STREAM, LADDER, STRUCTURES, differences
@@ -36,14 +37,14 @@ def logits(run, params, batch, execution=UNROLLED):
 
     @jax.jit
     def forward(params, inputs, targets):
-        return model(params, run.objective, inputs, targets)
+        return model(params, forms(run.objective)[0], inputs, targets)
 
     return np.asarray(forward(params, batch.inputs, batch.targets))
 
 
 def some_batch(run, seed=0):
     tokens = np.random.default_rng(seed).integers(0, 256, (run.batch, run.objective.length)).astype(np.int32)
-    return tokens, build(run.objective, tokens, BYTES, seed=seed, first=0)
+    return tokens, build(forms(run.objective)[0], tokens, BYTES, seed=seed, first=0)
 
 
 @pytest.mark.parametrize("loss", ["targets", "all"])
@@ -120,12 +121,12 @@ def test_no_prediction_sees_what_it_predicts_or_later(structure, loss):
     p = program(run, UNROLLED)
     params = perturbed(p.model.init(0))
     tokens = np.arange(40, 40 + S + T, dtype=np.int32)[None]
-    batch = build(run.objective, tokens, BYTES, seed=0, first=0)
+    batch = build(forms(run.objective)[0], tokens, BYTES, seed=0, first=0)
 
     @jax.jit
     def gradient(params, chosen):
         """Of the loss at one position; which one is data, so that all positions share a program."""
-        return jax.grad(lambda params: jnp.dot(chosen, token_losses(p.model, p.objective, params, batch)[0]))(params)
+        return jax.grad(lambda params: jnp.dot(chosen, token_losses(p.model, p.forms[0], params, batch)[0]))(params)
 
     first = 1 if loss == "all" else S
     for row, position in enumerate(range(first, S + T)):
@@ -154,7 +155,7 @@ def test_causal_inputs_see_no_later_input(structure):
     real, transformer.attend = transformer.attend, watch
     try:
         _, batch = some_batch(run)
-        token_losses(p.model, p.objective, params, batch)
+        token_losses(p.model, p.forms[0], params, batch)
     finally:
         transformer.attend = real
     layers = run.shape.L - (structure.memory == "same")
@@ -212,7 +213,7 @@ def test_a_head_in_parts_gives_the_same_losses_and_gradients(rows):
 
     def value_and_gradient(at_once):
         def total(params):
-            losses = token_losses(model, run.objective, params, batch, at_once=at_once)
+            losses = token_losses(model, forms(run.objective)[0], params, batch, at_once=at_once)
             return jnp.sum(losses * weights), losses
 
         return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -229,7 +230,7 @@ def test_a_head_in_parts_never_holds_all_logits():
 
     def largest(at_once):
         traced = jax.make_jaxpr(
-            jax.grad(lambda p: jnp.sum(token_losses(model, run.objective, p, batch, at_once=at_once)))
+            jax.grad(lambda p: jnp.sum(token_losses(model, forms(run.objective)[0], p, batch, at_once=at_once)))
         )(model.init(0))
         return max(_sizes(traced.jaxpr))
 
@@ -276,3 +277,71 @@ def test_named_points_are_the_ladder():
         ("memory",),
         ("inputs",),
     ]
+
+
+PADDED = Objective(name="pairs", S=7, T=6, buckets=((7, 6, 1),))
+
+
+@pytest.mark.parametrize("attention", ["reference", "blocked"])
+@pytest.mark.parametrize("structure", named_first(ALL_TWO_STREAM), ids=name_of)
+def test_no_structure_sees_padding(structure, attention):
+    """A padded pair predicts what the pair alone does, by definition."""
+    loss = "all" if structure.inputs == "causal" and attention == "blocked" else "targets"
+    run = make_run(structure, shape=GROUPED, objective=replace(PADDED, loss=loss))
+    params = perturbed(program(run, UNROLLED).model.init(0))
+    rng = np.random.default_rng(2)
+    sources, targets = ([rng.integers(0, 256, n) for n in lengths] for lengths in ((7, 4, 1), (5, 2, 0)))
+    batch = pairs(forms(run.objective)[0], sources, targets, BYTES)
+    ours = logits(run, params, batch, replace(UNROLLED, attention=attention))
+    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        from_inputs, theirs = reference.two_streams(structure, params, source, np.array([BYTES.sep, *target]))
+        np.testing.assert_allclose(ours[row, -6:][: len(target) + 1], theirs, rtol=0, atol=3e-5)
+        if loss == "all":
+            np.testing.assert_allclose(ours[row, 7 - len(source) : 6], from_inputs[:-1], rtol=0, atol=3e-5)
+
+
+def test_padding_has_no_gradient_and_no_weight():
+    """Two pairs in one padded batch: the mean over their own tokens, and its gradient, are those of the pairs alone."""
+    run = make_run("encoder_decoder", shape=GROUPED, objective=PADDED, batch=2)
+    p = program(run, UNROLLED)
+    params = perturbed(p.model.init(0))
+    rng = np.random.default_rng(3)
+    sources, targets = ([rng.integers(0, 256, n) for n in lengths] for lengths in ((5, 2), (4, 1)))
+    loss, gradient = jax.jit(functools.partial(loss_and_gradient, p))(
+        params, pairs(p.forms[0], sources, targets, BYTES)
+    )
+    sums = []
+    for source, target in zip(sources, targets, strict=True):
+        form = replace(p.forms[0], S=len(source), T=len(target) + 1)
+        alone = pairs(form, [source], [target], BYTES)
+        sums.append(jax.jit(jax.value_and_grad(
+            lambda params, b=alone, f=form: jnp.sum(token_losses(p.model, f, params, b))
+        ))(params))  # fmt: skip
+    scored = sum(len(target) + 1 for target in targets)
+    np.testing.assert_allclose(loss, sum(value for value, _ in sums) / scored, rtol=1e-5)
+    expected = jax.tree.map(lambda *g: sum(g) / scored, *(g for _, g in sums))
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+    if run.options.tied_embeddings:
+        assert p.model.pad < run.V
+
+
+@pytest.mark.parametrize("attention", ["reference", "blocked"])
+def test_packed_documents_do_not_see_each_other(attention):
+    run = make_run("decoder_only", shape=GROUPED, objective=Objective(name="causal_lm", S=0, T=17, attended=40))
+    params = perturbed(program(run, UNROLLED).model.init(0))
+    texts = [np.arange(10, 10 + n) for n in (5, 1, 7)]
+    entering = np.concatenate([[BYTES.sep, *text] for text in texts] + [[BYTES.sep]]).astype(np.int32)[None]
+    ours = logits(
+        run, params, Batch(np.zeros((1, 0), np.int32), entering, entering), replace(UNROLLED, attention=attention)
+    )
+    theirs = [
+        reference.concatenated(params, np.array([BYTES.sep, *text]), 0, bidirectional_inputs=False)
+        for text in [*texts, []]
+    ]
+    np.testing.assert_allclose(ours[0], np.concatenate(theirs), rtol=0, atol=3e-5)
+
+
+def test_restarted_positions_and_padding_are_refused():
+    with pytest.raises(ValueError, match=r"options\.positions = 'restart': pairs are padded"):
+        make_run("encoder_decoder", objective=PADDED, options=Options(positions="restart"))

@@ -61,7 +61,7 @@ def test_every_shipped_study_plans_what_the_program_costs():
                 seen[p.key] = flop_counter.count(
                     lambda params, b, p=p: loss_and_gradient(p, params, b),
                     p.model.abstract(),
-                    shapes(p, (row.run.batch,)),
+                    shapes(p.forms, (row.run.batch,)),
                 )
                 parts = (row.run.structure, row.run.shape, row.run.options, row.run.objective, V)
                 counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(p.model.abstract()))
@@ -112,7 +112,7 @@ def test_parameters_are_matched_by_feed_forward_width(mine):
 def test_arms_that_can_not_be_compared_are_refused(mine):
     other = mine.arms["prefix_lm"]
     for change, message in (
-        ({"objective": Objective(S=9, T=7)}, r"objective\.S"),
+        ({"objective": Objective(S=9, T=7)}, "the held-out loss of arm .* targets after 9"),
         ({"evaluation": Evaluation(examples=7)}, "evaluation"),
         ({"precision": "bf16"}, "precision"),
     ):
@@ -122,7 +122,7 @@ def test_arms_that_can_not_be_compared_are_refused(mine):
 
 def test_too_little_held_out_text_is_refused_before_anything_is_trained(mine):
     arms = {name: replace(a, evaluation=Evaluation(examples=10**6)) for name, a in mine.arms.items()}
-    with pytest.raises(ValueError, match=r"evaluation\.examples = 1000000: .* windows of 16 tokens"):
+    with pytest.raises(ValueError, match=r"evaluation\.examples = 1000000: .* examples of 16 tokens"):
         sweeps.plan(replace(mine, arms=arms))
 
 

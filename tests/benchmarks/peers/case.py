@@ -75,4 +75,4 @@ class Case:
         from lab.transformer import Transformer
 
         run = self.run
-        return Transformer(structure=run.structure, shape=run.shape, options=run.options, V=V).init(0)
+        return Transformer(structure=run.structure, shape=run.shape, options=run.options, V=V, sep=256, pad=258).init(0)

@@ -5,6 +5,7 @@ import numpy as np
 
 from lab import hardware
 from lab.data.tokenizers import TOKENIZERS
+from lab.forms import forms
 from lab.objectives import build
 from lab.optimizers import Hyperparameters
 from lab.program import compiled, program
@@ -19,7 +20,7 @@ class Trainer:
         self.k = self.execution.steps_per_dispatch
         self.state = self.built.init(0)
         tokenizer = TOKENIZERS["bytes"]
-        made = [build(run.objective, tokens, tokenizer, seed=0, first=0) for tokens in case.tokens]
+        made = [build(forms(run.objective)[0], tokens, tokenizer, seed=0, first=0) for tokens in case.tokens]
         count = len(made)
         self.batches = [
             jax.tree.map(lambda *arrays: np.stack(arrays), *(made[(first + i) % count] for i in range(self.k)))
