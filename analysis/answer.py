@@ -334,7 +334,12 @@ def _caveats(
     worst = runs.loc[runs["residual"].abs().idxmax()]
     if abs(worst["residual"]) > tolerance:
         said.append(f"{worst['run_id']} misses its budget by {worst['residual']:+.1%}, more than {tolerance:.1%}.")
-    for column, what in (("loss_on", "which tokens carry loss"), ("S", "input length"), ("T", "target length")):
+    for column, what in (
+        ("objective", "objective"),
+        ("loss_on", "which tokens carry loss"),
+        ("S", "input length"),
+        ("T", "target length"),
+    ):
         if frame[column].nunique() > 1:
             said.append(f"Arms differ in {what}: the comparison is of that as well as of structure.")
     if runs["device"].nunique() > 1:

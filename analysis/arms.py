@@ -19,7 +19,7 @@ from analysis.compare import Compared, Difference, Verdict
 from analysis.crossing import Crossing, crossing, crossing_of, law_curves, measured_draws
 from analysis.curves import Curves, measured_cost
 from analysis.fit import named
-from analysis.frame import compact
+from analysis.frame import compact, not_comparable
 from analysis.gain import Gain, compute_equivalent_gain, pinned_speedup
 from analysis.in_range import InRange, in_range
 from analysis.isoflop import TOLERANCE, positive
@@ -136,6 +136,9 @@ def compare_arms(
             f"baseline = {baseline!r}: {nearest(baseline, known)}column {arm!r} has {', '.join(known)}; a comparison needs "
             "the baseline and another"
         )
+    for name in arms:
+        if why := not_comparable(table, name, baseline, arm):
+            raise ValueError(why)
     if clusters is None:
         if run_id in table:
             refuse_repeated([str(name) for name in table[run_id]])

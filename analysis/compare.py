@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.frame import CONVENTIONS, compact, finished
+from analysis.frame import CONVENTIONS, compact, finished, not_comparable
 from analysis.isoflop import SIZE, Minima, Minimum
 from analysis.multiplicity import holm
 from analysis.noise import Noise
@@ -134,6 +134,8 @@ def pairwise(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> dict
 def _difference(
     frame: pd.DataFrame, found: Minima, noise: Noise, arm: str, baseline: str, budget: float
 ) -> Difference | Refused:
+    if why := not_comparable(frame, arm, baseline):
+        return Refused(reason=why)
     a, b = found[arm, budget], found[baseline, budget]
     if isinstance(a, Minimum) and isinstance(b, Minimum):
         value, basis = a.loss - b.loss, "iso-FLOP minimum"

@@ -24,7 +24,8 @@ def load(path: str | Path) -> pd.DataFrame:
     `status` is done, diverged, failed or missing. Losses are nats per target token on held-out text and are NaN unless
     the run is done. `flops_*`, `tokens_seen` and `steps` are what was spent, and NaN where there is no result;
     `planned_*` is always there. `D` and `L` are the model's width and depth, `S` and `T` its input and target
-    length, `examples` the training examples seen. Arms that share a run (A/A) each have a row with the same run_id.
+    length, `measure` and `corpus` what the loss is of, `examples` the training examples seen. Arms that share a run (A/A)
+    each have a row with the same run_id.
     `attrs["study"]` is the plan's study. Raises ValueError, naming the file, for records that are torn, disagree
     with the plan, or are of another schema.
     """
@@ -100,7 +101,10 @@ def _row(where: Path, row: dict[str, Any], result: dict[str, Any]) -> dict[str, 
         "L": run.shape.L,
         "S": run.objective.S,
         "T": run.objective.T,
+        "objective": run.objective.name,
         "loss_on": run.objective.loss,
+        "measure": run.measure,
+        "corpus": run.data.manifest,
         "structure": run.structure.name,
         "cross": run.structure.cross,
         "stacks": run.structure.stacks,
@@ -137,6 +141,21 @@ def _check_spent(where: Path, row: dict[str, Any], result: dict[str, Any]) -> No
                     f"{where}: run {row['run_id']} spent {spent[name]!r} {name}, {source} planned {planned[name]!r}: "
                     "the plan or lab.cost changed since; plan into a new directory and run there"
                 )
+
+
+def not_comparable(table: Any, arm: str, baseline: str, column: str = "arm") -> str | None:
+    """Why the losses of two arms are not of one thing; None where they are, or where the table does not say.
+
+    A difference of losses means something where both are of the same targets given the same inputs, in the same held-out
+    text: `measure` (lab.spec.Run.measure) and `corpus` must be one value over both arms.
+    """
+    for name, what in (("measure", "held-out losses are of different things"), ("corpus", "texts are different")):
+        if name in table:
+            found = {str(value) for value, of in zip(table[name], table[column], strict=True) if of in (arm, baseline)}
+            if len(found) > 1:
+                values = "; ".join(sorted(value if len(value) < 80 else f"{value[:60]}..." for value in found))
+                return f"{arm} and {baseline}: their {what} ({values}); evaluate both alike (evaluation.splits) on one corpus"
+    return None
 
 
 def finished(frame: pd.DataFrame) -> pd.DataFrame:

@@ -124,6 +124,17 @@ def test_mistakes_say_the_way_out(change, said):
         compare_arms(runs({"base": TRUTH, "arm": TRUTH}), **{**NAMES, **change})
 
 
+def test_losses_of_different_things_are_not_compared():
+    table = runs({"base": TRUTH, "arm": TRUTH})
+    table["measure"] = ["128 tokens of text, targets after 64"] * len(table["loss"])
+    assert compare_arms(table, None, **NAMES).pairs
+    table["measure"] = [f"targets after {32 if name == 'arm' else 64}" for name in table[NAMES["arm"]]]
+    with pytest.raises(
+        ValueError, match=r"different things \(targets after 32; targets after 64\); .*evaluation\.splits"
+    ):
+        compare_arms(table, None, **NAMES)
+
+
 def test_noise_is_of_replicates_of_parabolas_or_of_the_differences():
     """Every way to know the noise of a run recovers the planted 0.01 nats."""
     rng = np.random.default_rng(0)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import synthetic
-from analysis.frame import load
+from analysis.compare import differences
+from analysis.frame import load, not_comparable
+from analysis.isoflop import minima
+from analysis.noise import seed_noise
 from lab import records
 
 ARMS = {name: synthetic.FOUR_ARMS[name] for name in ("prefix_lm", "decoder_only")}
@@ -29,6 +32,19 @@ def test_one_row_for_each_planned_run(tmp_path):
     assert set(done["D"]) <= set(range(2, 400)) and (done["T"] == synthetic.T).all()
     assert (done["seed_init"] == done["replicate"]).all()
     assert frame.loc[2, "diverged_at"] == 7 and frame.loc[2, "flops_exact"] == frame.loc[2, "planned_exact"] / 2
+
+
+def test_a_study_whose_arms_are_scored_on_different_things_gives_no_difference(tmp_path):
+    synthetic.write(tmp_path, study())
+    frame = load(tmp_path)
+    assert frame["measure"].nunique() == 1 and not_comparable(frame, "prefix_lm", "decoder_only") is None
+    frame.loc[frame["arm"] == "prefix_lm", "measure"] = "another"
+    found = minima(frame)
+    compared = differences(frame, found, seed_noise(frame))
+    assert all("different things" in value.reason for value in compared.values())
+    frame.loc[:, "measure"] = "one"
+    frame.loc[frame["arm"] == "prefix_lm", "corpus"] = "another"
+    assert "texts are different" in not_comparable(frame, "prefix_lm", "decoder_only")
 
 
 def test_arms_that_share_a_run_share_its_row(tmp_path):

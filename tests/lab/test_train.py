@@ -183,10 +183,10 @@ def test_a_run_goes_on_in_another_directory(tmp_path):
     """As another attempt: from the newest whole checkpoint of those before it, with their lines, to the same end."""
     run = real_run(evaluation=Evaluation(examples=16, times=4))
     whole = train(run, tmp_path / "whole", execution=TWO_STEPS)
-    for attempt, earlier, step in ((1, [], 3), (2, [1], 5), (3, [2, 1], 99)):
-        directories = {n: tmp_path / str(n) for n in (attempt, *earlier)}
+    for number, earlier, step in ((1, [], 3), (2, [1], 5), (3, [2, 1], 99)):
+        directories = {n: tmp_path / str(n) for n in (number, *earlier)}
         with contextlib.suppress(Killed):
-            again = train(run, directories[attempt], execution=TWO_STEPS, checkpoint_seconds=0,
+            again = train(run, directories[number], execution=TWO_STEPS, checkpoint_seconds=0,
                           earlier=[directories[n] for n in earlier], on_progress=killed_after(step))  # fmt: skip
     assert again["outcome"] == whole["outcome"] and again["measured"]["attempts"] == 3
     lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in records.read_metrics(tmp_path / d)]
