@@ -41,7 +41,8 @@ def evaluate(
     bytes_V = np.concatenate([tokenizer.token_bytes, [0.0]])  # of an id, those above the text's being the last
     width = max(form.T for form, _ in held_out)
     sums_T, scored_T, size = np.zeros(width), np.zeros(width), 0.0
-    totals, counts, by_form = [], [], {}
+    totals, counts = [], []
+    by_form: dict[str, list[float]] = {}  # nats and targets; denoisers of a short text may have one shape
     for form, examples in held_out:
         parts = []
         for batch, counted in batches(examples):
@@ -56,7 +57,9 @@ def evaluate(
         size += float(bytes_V[np.minimum(labels_ET, tokenizer.text)].sum())
         totals.append(losses_ET.sum(axis=1))
         counts.append(scored_ET.sum(axis=1))
-        by_form[f"{form.S - (form.mode is not None)}+{form.T}"] = float(losses_ET.sum() / scored_ET.sum())
+        of_form = by_form.setdefault(f"{form.S - (form.mode is not None)}+{form.T}", [0.0, 0.0])
+        of_form[0] += float(losses_ET.sum())
+        of_form[1] += float(scored_ET.sum())
     total_E, count_E = np.concatenate(totals), np.concatenate(counts)
     nats, scored, examples = float(total_E.sum()), float(count_E.sum()), len(total_E)
     loss, spread = nats / scored, None
@@ -67,6 +70,6 @@ def evaluate(
         "loss": loss,
         "bits_per_byte": nats / math.log(2) / size if size else None,
         "loss_per_position": [float(value) for value in sums_T / np.maximum(scored_T, 1)],
-        "loss_by_form": by_form if len(by_form) > 1 else None,
+        "loss_by_form": {name: nats / n for name, (nats, n) in by_form.items()} if len(by_form) > 1 else None,
         "loss_standard_error": spread,
     }
