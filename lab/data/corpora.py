@@ -13,7 +13,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lab.data.pairs import CUTS, pairs
 from lab.data.synthetic import TASKS, task
 from lab.spec import nearest
 
@@ -35,12 +36,13 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "__pycache__", "site-packages", "d
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """`content` is text, or tokens as they are; None where a file was found that is no UTF-8 text."""
+    """`content` is text, (source, target) of a pair, or tokens as they are; None where a file was found that is no UTF-8
+    text."""
 
     source: str  # distribution, or what else the text came with
     version: str
     file: str  # within the source, with forward slashes
-    content: str | np.ndarray | None
+    content: str | tuple[str, str] | np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,20 @@ def text(path: str | None = None) -> Listing:
     return Listing(path=str(root), fingerprint=fingerprint, read=read)
 
 
+def python_pairs(corpus: str, path: str | None = None) -> Listing:
+    """Functions of corpus `python` cut into source and target (lab.data.pairs): `python_docstrings` gives code and asks for
+    the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body."""
+    _refuse_path(corpus, path)
+    files = python()
+
+    def read() -> Iterator[Document]:
+        texts = ((document, document.content) for document in files.read() if isinstance(document.content, str))
+        for document, name, pair in pairs(texts, CUTS[corpus]):
+            yield replace(document, file=f"{document.file}:{name}", content=pair)
+
+    return Listing(path=None, fingerprint=_digest([corpus, files.fingerprint]), read=read)
+
+
 def generated(corpus: str, path: str | None = None) -> Listing:
     """The documents of a task, by its name with its settings: the same for ever."""
     _refuse_path(corpus, path)
@@ -129,6 +145,7 @@ def generated(corpus: str, path: str | None = None) -> Listing:
 CORPORA: dict[str, Callable[[str | None], Listing]] = {
     "python": python,
     "text": text,
+    **{name: functools.partial(python_pairs, name) for name in CUTS},
     **{name: functools.partial(generated, name) for name in TASKS},
 }
 
