@@ -1,0 +1,31 @@
+"""The optimum on the tokens of an evaluation."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from lab.data import Examples, describe, load
+from lab.data.synthetic import task
+from lab.data.truth import optimum_on_evaluation
+from lab.spec import Evaluation, Objective
+from runs import make_run
+
+
+def test_it_is_that_of_the_held_out_examples():
+    corpus = "noisy_copy:symbols=4,length=3,documents=20"
+    run = make_run(data=describe(corpus).data, objective=Objective(S=3, T=3), evaluation=Evaluation(examples=500))
+    tokens = Examples(load(run.data), 6, seed=7).held_out(500)
+    changed = (tokens[:, :3] != tokens[:, 3:]).mean()
+    found = task(corpus)
+    right, wrong = -math.log(0.9 + 0.1 / 4), -math.log(0.1 / 4)
+    assert optimum_on_evaluation(run) == pytest.approx(changed * wrong + (1 - changed) * right)
+    assert optimum_on_evaluation(run) == pytest.approx(found.loss(), abs=0.1) != found.loss()
+
+
+def test_runs_without_a_truth_are_refused():
+    with pytest.raises(ValueError, match="use 'lm'"):
+        optimum_on_evaluation(make_run("encoder_only"))
+    run = make_run()
+    with pytest.raises(ValueError, match="no task 'python'"):
+        optimum_on_evaluation(replace(run, data=replace(run.data, corpus="python")))
