@@ -4,7 +4,7 @@
     bodies       signature and docstring -> the statements that follow                             short -> long
 
 A pair is an outermost function or a method: functions inside functions are part of their outer one, so that no text is in
-two pairs. `python -m lab.data.pairs` counts what is taken and what is left out, and how long both sides are.
+two pairs. `python tests/benchmarks/pairs.py` counts what is taken and what is left out, and how long both sides are.
 """
 
 import ast
@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
-
-import numpy as np
 
 LONGEST = 4096  # characters of either side: the rest are tables and generated code
 SENTENCE = (10, 400)  # characters that a docstring's first sentence may have
@@ -139,25 +137,3 @@ def _checked(source: str, target: str, body: str) -> Pair | str:
     if target in source or target in " ".join(source.split()):
         return "source holds the target"
     return source, target
-
-
-def main() -> None:
-    from lab.data.corpora import listing
-
-    for corpus in CUTS:
-        left_out: Counter[str] = Counter()
-        sources, targets = [], []
-        files = ((d.file, d.content) for d in listing("python").read() if isinstance(d.content, str))
-        for _, _, (source, target) in pairs(files, CUTS[corpus], left_out):
-            sources.append(len(source.encode()))
-            targets.append(len(target.encode()))
-        print(f"{corpus}: {len(sources):,} pairs, {sum(sources) / 1e6:.1f} MB -> {sum(targets) / 1e6:.1f} MB")
-        for side, sizes in (("source", sources), ("target", targets)):
-            quantiles = np.percentile(sizes, (1, 10, 50, 90, 99)).astype(int)
-            print(f"  {side} bytes at 1, 10, 50, 90, 99%: {', '.join(map(str, quantiles))}; longest {max(sizes)}")
-        for reason, count in left_out.most_common():
-            print(f"  left out: {count:,} {reason}")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,6 +4,7 @@ A task is a corpus, and its settings ride in the corpus's name: "zipf_facts:expo
 ever: see draws.py.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +35,7 @@ __all__ = [
     "FIRST",
     "TASKS",
     "Task",
+    "check_length",
     "entropy_rate",
     "markov_documents",
     "markov_transitions",
@@ -60,6 +62,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
+@functools.cache
 def task(corpus: str) -> Task:
     """The task of a corpus's name, "name" or "name:setting=value,...". `Task.name` has the settings that are not the
     defaults, in one order. Raises ValueError for an unknown task or setting, one given twice, and a bad value."""
@@ -82,6 +85,18 @@ def task(corpus: str) -> Task:
         return replace(TASKS[name](**given), name=":".join([name, ",".join(changed)]) if changed else name)
     except ValueError as error:
         raise ValueError(f"data.corpus = {corpus!r}: {error}") from error
+
+
+def check_length(corpus: str, length: int) -> None:
+    """Raises ValueError where windows of `length` tokens would not be the examples of a task. Other corpora have no such
+    length."""
+    if corpus.partition(":")[0] in TASKS:
+        found = task(corpus)
+        if not found.stream and length != found.n:
+            raise ValueError(
+                f"objective: an example has {length} tokens, and one of {found.name} has {found.n}: use S + T = {found.n}, such "
+                f"as S = {found.S}, T = {found.T}"
+            )
 
 
 def _number(corpus: str, key: str, text: str, kind: type) -> Any:

@@ -24,7 +24,8 @@ class Task:
     """A source of tokens whose truth is known.
 
     A document holds whole examples of n = S + T tokens, one after the other, and nothing else: the windows that training
-    and evaluation cut are the examples. The objective `lm` with these S and T reads S inputs and scores T targets;
+    and evaluation cut are the examples. (Were each a document, equal ones would be dropped as duplicates, and with them
+    the frequencies of facts.) The objective `lm` with these S and T reads S inputs and scores T targets;
     any other split of the same n is an honest objective too, and `loss` knows its optimum. Where `stream` is true a
     document is one long text, every n is an example's length, and S and T are only a proposal.
 
