@@ -22,7 +22,8 @@ holds a key and its value, one of V' and uniform. Targets: y_t = value(a_t). `la
    The condition is a real one. With causal inputs entry j still sees all words and can note at WHICH PLACES its key is,
    so that target t finds it by its place. That takes T distinguishable places in every entry, where a bidirectional input
    stream takes one value in every word. So bidirectional inputs are needed where the width is too small for that; where
-   it is not they help by what training makes of them, which is measured and no theorem.
+   it is not they help by what training makes of them, which is measured (sweeps/studies/dictionary.py: 0.000 nats with
+   bidirectional inputs, 1.057 with causal ones, at a width of 32 and one layer) and no theorem.
 
 4. Not so deeper: two target layers reach 0 with causal inputs too, the first reads word t, the second looks it up. That is
    every structure with memory=same from two layers on (decoder_only and prefix_lm have one optimum on both tasks), and
