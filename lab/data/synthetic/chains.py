@@ -29,7 +29,7 @@ def uniform() -> Task:
 
 def markov() -> Task:
     """4 MB of one order-1 Markov chain over 64 bytes. Optimum: its entropy rate, 2.3241 nats (Cover and Thomas, Elements of
-    Information Theory, equation 4.28).
+    Information Theory, theorem 4.2.4).
 
     Bidirectional inputs can not help on it, at any depth and in any structure. Given x_S, a target depends on no other
     input (the Markov property), and given y_{t-1} on no input at all; a causal stream sees x_S at its own place, so that

@@ -67,7 +67,7 @@ def associative_recall(*, pairs: int = 8, keys: int = 32, values: int = 32, docu
 
 
 def k_hop(*, hops: int = 2, symbols: int = 4, length: int = 32, answers: int = 16, documents: int = DOCUMENTS) -> Task:
-    """k-hop induction (Sanford et al. 2024, arXiv:2402.09268, section 4). Inputs: uniform letters X; targets: hop_k at the
+    """k-hop induction (Sanford et al. 2024, arXiv:2402.09268). Inputs: uniform letters X; targets: hop_k at the
     last `answers` places. One hop from place i leads to the place just after the latest earlier X_i; hop_k is the letter
     there after k of them, or NOTHING. A causal transformer needs about log2 k layers. Optimum: 0."""
     check_number("k_hop", "hops", hops, 1, 64)

@@ -116,8 +116,7 @@ def test_the_tail_has_the_exponent_that_is_set(exponent):
 
 
 def hop(letters: list[int], place: int, hops: int) -> int:
-    """find_1(X, i) = max({0} + {j <= i: X_(j-1) = X_i}), places from 1; find_k = find_1(X, find_(k-1)); Sanford et al.,
-    definition 4.1."""
+    """find_1(X, i) = max({0} + {j <= i: X_(j-1) = X_i}), places from 1; find_k = find_1(X, find_(k-1)); Sanford et al."""
     X, i = [None, *letters], place
     for _ in range(hops):
         i = max([0] + [j for j in range(2, i + 1) if X[j - 1] == X[i]])
