@@ -5,6 +5,7 @@ expand(run, product(axis("optimizer.learning_rate", 1e-3, 3e-3), axis("shape.D",
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, TypeVar
 
 from lab.spec import nearest
@@ -46,6 +47,34 @@ def chain(*grids: Sequence[Overrides]) -> Grid:
 def expand(template: T, grid: Sequence[Overrides]) -> list[T]:
     """The template under each set of overrides."""
     return [override(template, overrides) for overrides in grid]
+
+
+def target_share(total: int, share: Fraction | str | float) -> tuple[int, int]:
+    """(S, T) of an example of `total` tokens, of which `share` are targets: from 1/16 to 15/16, as "3/16" or 0.1875.
+
+    A sweep over shares at one total holds what is read fixed and changes what is asked:
+
+        [arm(structure, data, S=S, T=T) for S, T in (target_share(256, f"{k}/16") for k in range(1, 16))]
+
+    Raises ValueError for a share out of range, and where the share of the total is no whole number of tokens.
+    """
+    try:
+        exact = Fraction(str(share))  # 0.3 means 3/10, not the nearest binary fraction
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"share = {share!r}: use a fraction such as '3/16', or a number") from error
+    if not (isinstance(total, int) and total >= 2):
+        raise ValueError(f"total = {total!r}: use a whole number of tokens, at least 2")
+    if not Fraction(1, 16) <= exact <= Fraction(15, 16):
+        raise ValueError(f"share = {share!r}: use a share of the tokens from 1/16 to 15/16")
+    targets = total * exact
+    if targets.denominator != 1:
+        step = exact.limit_denominator(16).denominator
+        near = max(step, round(total / step) * step)
+        raise ValueError(
+            f"share = {share!r} of total = {total} is {float(targets):g} targets: use whole tokens, such as a total of {near} "
+            f"and a share in {step}ths"
+        )
+    return total - int(targets), int(targets)
 
 
 def override(value: T, overrides: Overrides, *, where: str = "") -> T:

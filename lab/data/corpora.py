@@ -2,16 +2,18 @@
 
 `python`, the default, is Python source that every machine has which runs the lab: the standard library without its
 tests and what the lab's base dependencies install. Nothing is downloaded. It differs between machines and versions:
-its manifest (lab.data.manifest) says what exactly it is.
+its manifest (lab.data.manifest) says what exactly it is. Tasks whose truth is known (lab.data.synthetic) are corpora too;
+their settings ride in the name: "copy:length=8".
 """
 
+import functools
 import hashlib
 import json
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lab.data.synthetic import markov_documents, uniform_documents
+from lab.data.code_pairs import CUTS, pairs
+from lab.data.synthetic import TASKS, task
 from lab.spec import nearest
 
 LAB = "bitterlab"
@@ -33,12 +36,13 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "__pycache__", "site-packages", "d
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """`content` is text, or tokens as they are; None where a file was found that is no UTF-8 text."""
+    """`content` is text, (source, target) of a pair, or tokens as they are; None where a file was found that is no UTF-8
+    text."""
 
     source: str  # distribution, or what else the text came with
     version: str
     file: str  # within the source, with forward slashes
-    content: str | np.ndarray | None
+    content: str | tuple[str, str] | np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,40 +115,49 @@ def text(path: str | None = None) -> Listing:
     return Listing(path=str(root), fingerprint=fingerprint, read=read)
 
 
-def uniform(path: str | None = None) -> Listing:
-    """8 MB of independent uniform bytes (lab.data.synthetic): a loss below ln 256 on fresh ones shows a leak."""
-    return _generated("uniform", path, uniform_documents)
+def python_pairs(corpus: str, path: str | None = None) -> Listing:
+    """Functions of corpus `python` cut into source and target (lab.data.code_pairs): `python_docstrings` gives code and asks for
+    the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body."""
+    _refuse_path(corpus, path)
+    files = python()
+
+    def read() -> Iterator[Document]:
+        texts = ((document, document.content) for document in files.read() if isinstance(document.content, str))
+        for document, name, pair in pairs(texts, CUTS[corpus]):
+            yield replace(document, file=f"{document.file}:{name}", content=pair)
+
+    return Listing(path=None, fingerprint=_digest([corpus, files.fingerprint]), read=read)
 
 
-def markov(path: str | None = None) -> Listing:
-    """4 MB of an order-1 Markov chain over 64 bytes (lab.data.synthetic): the same for ever, with a known optimum."""
-    return _generated("markov", path, markov_documents)
+def generated(corpus: str, path: str | None = None) -> Listing:
+    """The documents of a task, by its name with its settings: the same for ever."""
+    _refuse_path(corpus, path)
+    made = task(corpus)
+
+    def read() -> Iterator[Document]:
+        for number, tokens in enumerate(made.read()):
+            yield Document(source=made.name, version="1", file=f"{number:04d}", content=tokens)
+
+    # A numpy that drew other numbers would be found out: the corpus is made anew and its manifest compared.
+    return Listing(path=None, fingerprint=_digest([made.name, np.__version__]), read=read)
 
 
 CORPORA: dict[str, Callable[[str | None], Listing]] = {
     "python": python,
     "text": text,
-    "uniform": uniform,
-    "markov": markov,
+    **{name: functools.partial(python_pairs, name) for name in CUTS},
+    **{name: functools.partial(generated, name) for name in TASKS},
 }
 
 
 def listing(corpus: str, path: str | None = None) -> Listing:
-    """The listing of a corpus; ValueError for an unknown name, or a path that it can not use."""
-    if corpus not in CORPORA:
-        raise ValueError(f"data.corpus = {corpus!r}: {nearest(corpus, list(CORPORA))}")
-    return CORPORA[corpus](path)
-
-
-def _generated(name: str, path: str | None, documents: Callable[[], np.ndarray]) -> Listing:
-    _refuse_path(name, path)
-
-    def read() -> Iterator[Document]:
-        for number, tokens in enumerate(documents()):
-            yield Document(source=name, version="1", file=f"{number:04d}", content=tokens)
-
-    # A numpy that drew other numbers would be found out: the corpus is made anew and its manifest compared.
-    return Listing(path=None, fingerprint=_digest([name, np.__version__]), read=read)
+    """The listing of a corpus; ValueError for an unknown name, a bad setting, or a path that it can not use."""
+    name, colon, _ = corpus.partition(":")
+    if name not in CORPORA:
+        raise ValueError(f"data.corpus = {corpus!r}: {nearest(name, list(CORPORA))}")
+    if colon and name not in TASKS:
+        raise ValueError(f"data.corpus = {corpus!r}: corpus {name!r} has no settings: use {name!r}")
+    return generated(corpus, path) if name in TASKS else CORPORA[name](path)
 
 
 def _closure() -> dict[str, metadata.Distribution]:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lab.data.prepare import Corpus, Split, load
+from lab.data.synthetic import check_length
 from lab.spec import Data
 
 
@@ -21,7 +22,9 @@ class Examples:
     """`windows` in an epoch; `dropped` tokens of the training split that no window of this length covers."""
 
     def __init__(self, corpus: Corpus, length: int, seed: int):
-        """Raises ValueError where `length` (tokens) is longer than every training document."""
+        """Raises ValueError where `length` (tokens) is longer than every training document, or is not that of the examples
+        of a task (lab.data.synthetic)."""
+        check_length(corpus.summary.get("corpus", ""), length)
         # Here, because it imports jax, which a planner need not have loaded.
         import grain
 
@@ -63,6 +66,7 @@ class Examples:
 
 def count_windows(data: Data, length: int) -> tuple[int, int]:
     """Examples of `length` tokens in the training and in the held-out split; reads no token."""
+    check_length(data.corpus, length)
     corpus = load(data)
     return _Windows(corpus.train, length).count, _Windows(corpus.held_out, length).count
 

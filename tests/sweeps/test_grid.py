@@ -1,12 +1,14 @@
 """The sweep algebra: sizes, order, and strictness about paths."""
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.structure import STRUCTURES
 from runs import make_run
-from sweeps.grid import axis, chain, expand, override, product, zip_
+from sweeps.grid import axis, chain, expand, override, product, target_share, zip_
 
 values = st.lists(st.integers(), min_size=1, max_size=4)
 
@@ -86,3 +88,36 @@ def test_grids_that_do_not_fit():
         zip_(axis("a", 1), axis("b", 1, 2))
     with pytest.raises(ValueError, match="override a: set by two grids"):
         product(axis("a", 1), axis("a", 2))
+
+
+def test_shares_of_targets_at_one_total():
+    found = [target_share(64, Fraction(k, 16)) for k in range(1, 16)]
+    assert found == [(64 - 4 * k, 4 * k) for k in range(1, 16)]
+    assert target_share(256, "3/16") == target_share(256, 0.1875) == (208, 48)
+    assert target_share(12, "1/3") == (8, 4)
+    assert target_share(100, 0.3) == (70, 30)
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "message"),
+    [
+        (
+            60,
+            "1/16",
+            r"share = '1/16' of total = 60 is 3.75 targets: use whole tokens, such as a total of 64 and .* 16ths",
+        ),
+        (
+            64,
+            0.3,
+            r"share = 0\.3 of total = 64 is 19\.2 targets: use whole tokens, such as a total of 60 and a share in 10ths",
+        ),
+        (64, "1/32", r"share = '1/32': use a share of the tokens from 1/16 to 15/16"),
+        (64, 1, "from 1/16 to 15/16"),
+        (64, "half", r"share = 'half': use a fraction such as '3/16'"),
+        (64, float("nan"), "use a fraction"),
+        (64.0, "1/2", r"total = 64\.0: use a whole number of tokens"),
+    ],
+)
+def test_shares_that_are_refused(total, share, message):
+    with pytest.raises(ValueError, match=message):
+        target_share(total, share)
