@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.data.tokenizers import TOKENIZERS
+from lab.data import tokenizer_of
 from lab.spec import Run
 from lab.transformer import Params, Transformer
 
@@ -17,7 +17,7 @@ def greedy(run: Run, model: Transformer, params: Params, prompt: str, *, tokens:
     """The `tokens` most likely tokens after `prompt`, one at a time; raises ValueError for an empty prompt."""
     if run.structure.encoder_only:
         raise ValueError("structure.cross = 'none': encoder-only has no target stream to sample from")
-    tokenizer = TOKENIZERS[run.data.tokenizer]
+    tokenizer = tokenizer_of(run.data)
     text = [int(token) for token in tokenizer.encode(prompt)]
     if not text:
         raise ValueError("prompt = '': give at least one character; the model continues its inputs")

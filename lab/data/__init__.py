@@ -2,7 +2,22 @@
 
 from lab.data.corpora import CORPORA
 from lab.data.examples import Examples, count_windows
-from lab.data.prepare import Corpus, Described, describe, load
+from lab.data.locate import locate
+from lab.data.mix import mix
+from lab.data.prepare import Corpus, Described, describe, load, prepare, tokenizer_of
 from lab.data.tokenizers import TOKENIZERS
 
-__all__ = ["CORPORA", "TOKENIZERS", "Corpus", "Described", "Examples", "count_windows", "describe", "load"]
+__all__ = [
+    "CORPORA",
+    "TOKENIZERS",
+    "Corpus",
+    "Described",
+    "Examples",
+    "count_windows",
+    "describe",
+    "load",
+    "locate",
+    "mix",
+    "prepare",
+    "tokenizer_of",
+]

@@ -131,4 +131,3 @@ def tokenizer_in(directory: Path, summary: Mapping[str, Any]) -> Tokenizer:
         )
     scale = wanted["scale"]
     return tokenizer if scale == 1.0 else replace(tokenizer, token_bytes=tokenizer.token_bytes * scale)
-

@@ -15,7 +15,6 @@ Letters: B examples, n tokens of an example.
 
 import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int
@@ -36,7 +35,7 @@ class Examples:
     def __init__(self, corpus: Corpus, length: int, seed: int):
         """Raises ValueError where `length` (tokens) is longer than every training document."""
         # Here, because it imports jax, which a planner need not have loaded.
-        import grain
+        from grain.experimental import index_shuffle
 
         self.length = length
         self._train = _Mixture(corpus.train, length)
@@ -54,12 +53,16 @@ class Examples:
                 f"objective: an example of {length} tokens gives {max(self._train.counts):,} windows of this corpus, and "
                 f"{MOST:,} can be put in an order: use longer examples (S + T)"
             )
-        # grain draws epoch e from its seed + e. Hashed seeds lie far apart: no run's second epoch is another's first.
-        seeds = np.random.SeedSequence(seed).generate_state(len(self._train.counts))
-        self._orders: list[Callable[[int], int]] = [
-            grain.MapDataset.range(count).shuffle(seed=int(order_seed)).repeat().__getitem__
-            for count, order_seed in zip(self._train.counts, seeds, strict=True)
-        ]
+        # Hashed seeds lie far apart: no run's second epoch is another's first.
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._train.counts)).tolist()
+
+        def order(which: int, place: int) -> int:
+            """As grain.MapDataset.range(count).shuffle(seed).repeat() has it, in half of the time."""
+            count = self._train.counts[which]
+            epoch, place = divmod(place, count)
+            return index_shuffle(place, max_index=count - 1, seed=(seeds[which] + epoch) % 2**32, rounds=4)
+
+        self._order = order
 
     def batch(self, step: int, batch_size: int, rows: range | None = None) -> Int[np.ndarray, "B n"]:
         """int32 tokens of the examples that step `step` (from 0) takes, or of some of its rows. Access is random: nothing
@@ -67,7 +70,7 @@ class Examples:
         assert step >= 0 and batch_size >= 1
         first, rows = step * batch_size, range(batch_size) if rows is None else rows
         which, place = self._train.turn(np.asarray(rows) + first)
-        drawn = [self._orders[w](p) for w, p in zip(which.tolist(), place.tolist(), strict=True)]
+        drawn = [self._order(w, p) for w, p in zip(which.tolist(), place.tolist(), strict=True)]
         return self._train.read(which, np.array(drawn, np.int64))
 
     def held_out(self, count: int) -> Int[np.ndarray, "count n"]:
@@ -123,9 +126,10 @@ class _Mixture:
         Of the first k examples all but floor(k (W - w) / W) are the first corpus's, of weight w of W; the others are shared
         alike among those that are left. So any place is found without the places before it.
         """
-        place, following = examples_B.astype(object), examples_B.astype(object) + 1
         if len(self.parts) == 1:
             return np.zeros(len(examples_B), np.int64), examples_B
+        # Python's integers: the products may be larger than 64 bits.
+        place, following = examples_B.astype(object), examples_B.astype(object) + 1
         which, own = np.full(len(examples_B), -1), np.zeros(len(examples_B), np.int64)
         left = sum(self.weights)
         for part, weight in enumerate(self.weights):

@@ -75,7 +75,9 @@ def hf(
                     return
                 for content in columns.of_table(table, number, where):
                     name = f"{split}/{index:05d}"
-                    yield Document(source=str(path), version=str(revision or ""), file=name, content=content, number=number)
+                    yield Document(
+                        source=str(path), version=str(revision or ""), file=name, content=content, number=number
+                    )
                     number += 1
 
         return read
@@ -117,4 +119,6 @@ def _saved(datasets: Any, path: str, split: str) -> Any:
         if split not in found:
             raise ValueError(f"split = {split!r}: {nearest(split, list(found))}")
         found = found[split]
-    return found.to_iterable_dataset(num_shards=max(1, len(found.data.chunks if hasattr(found.data, 'chunks') else [0])))
+    return found.to_iterable_dataset(
+        num_shards=max(1, len(found.data.chunks if hasattr(found.data, "chunks") else [0]))
+    )

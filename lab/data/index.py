@@ -212,4 +212,3 @@ class _Array:
 
     def close(self) -> None:
         self.stream.close()
-

@@ -205,8 +205,8 @@ def _build(
     report: Report | None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Reads, tokenizes, deduplicates, splits and stores every document in `out`, else in the cache; that directory. What the source or
-    the tokenizer is at fault for leaves nothing behind; what else went wrong leaves the parts that are done."""
+    """Reads, tokenizes, deduplicates, splits and stores every document in `out`, else in the cache; that directory. What the
+    source or the tokenizer is at fault for leaves nothing behind; what else went wrong leaves the parts that are done."""
     with _alone(work):
         if out is not None and out.exists():  # another process was at it
             shutil.rmtree(work, ignore_errors=True)
@@ -232,7 +232,9 @@ def _build(
             whole.mkdir()
             divided = index.split(records, repeated, share)
             sums = index.write(records, repeated, divided, whole)
-            shards = [{"file": shard_file(i), "tokens": n["tokens"]} for i, n in enumerate(records.notes) if n["tokens"]]
+            shards = [
+                {"file": shard_file(i), "tokens": n["tokens"]} for i, n in enumerate(records.notes) if n["tokens"]
+            ]
             summary = {
                 "schema": SCHEMA,
                 "corpus": corpus,

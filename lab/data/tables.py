@@ -148,7 +148,9 @@ def _content(line: bytes, columns: Columns, where: Any) -> str | tuple[str, ...]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where()}: not a JSON object in one line ({error}): mend or remove this line") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where()}: a JSON {type(record).__name__}, not an object: each line is one, with the text in it")
+        raise ValueError(
+            f"{where()}: a JSON {type(record).__name__}, not an object: each line is one, with the text in it"
+        )
     return columns.of_record(record, where)
 
 
@@ -172,9 +174,7 @@ def _opened(file: Path) -> Any:
         raise ValueError(f"{file}: not a whole parquet file ({error}): fetch it again or remove it") from error
 
 
-def _rows(
-    file: Path, columns: Columns, groups: tuple[int, ...], first: int
-) -> Iterator[str | tuple[str, ...]]:
+def _rows(file: Path, columns: Columns, groups: tuple[int, ...], first: int) -> Iterator[str | tuple[str, ...]]:
     """Of these row groups, whose first row is the file's row `first`."""
     import pyarrow as pa
 

@@ -179,7 +179,9 @@ def _serve() -> None:
     try:
         found, tokenizer = listing(task["corpus"], task["path"]), find(task["tokenizer"])
         if found.fingerprint != task["fingerprint"]:
-            raise ValueError(f"data.path = {task['path']!r}: it changed while it was prepared: run the same command again")
+            raise ValueError(
+                f"data.path = {task['path']!r}: it changed while it was prepared: run the same command again"
+            )
         for line in sys.stdin:
             # A parent that died closed the pipe: what was begun is finished, and nothing more.
             write_part(
