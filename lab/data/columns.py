@@ -7,6 +7,8 @@ from typing import Any
 from lab.data.documents import LONGEST_DOCUMENT, too_long
 from lab.spec import nearest
 
+Text = str | tuple[str, str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -26,15 +28,15 @@ class Columns:
             )
         return cls(names=(source_column, target_column))
 
-    def of_record(self, record: Mapping[str, Any], where: Callable[[], str]) -> str | tuple[str, ...]:
+    def of_record(self, record: Mapping[str, Any], where: Callable[[], str]) -> Text:
         """The text of a JSON object; where(): the file and line, for an error."""
         texts = []
         for name in self.names:
             value = record[name] if name in record else _walk(record, name, where)
             texts.append(checked(value, name, where))
-        return texts[0] if len(texts) == 1 else tuple(texts)
+        return _text(texts)
 
-    def of_table(self, table: Any, first: int, file: str) -> Iterator[str | tuple[str, ...]]:
+    def of_table(self, table: Any, first: int, file: str) -> Iterator[Text]:
         """The texts of a pyarrow Table or RecordBatch, whose first row is the file's row `first`."""
         values = [_column(table, name, file).to_pylist() for name in self.names]
         for row, texts in enumerate(zip(*values, strict=True)):
@@ -42,8 +44,7 @@ class Columns:
             def where(row: int = row) -> str:
                 return f"{file}, row {first + row}"
 
-            found = tuple(checked(text, name, where) for name, text in zip(self.names, texts, strict=True))
-            yield found[0] if len(found) == 1 else found
+            yield _text([checked(text, name, where) for name, text in zip(self.names, texts, strict=True)])
 
     def check(self, schema: Any, file: str) -> None:
         """Raises ValueError where a pyarrow Schema has no such columns of text."""
@@ -53,6 +54,10 @@ class Columns:
             kind = _kind(schema, name, file)
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise ValueError(f"{file}: column {name!r} holds {kind}, not text: name another with --column")
+
+
+def _text(texts: list[str]) -> Text:
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
 def checked(value: object, name: str, where: Callable[[], str]) -> str:
@@ -104,7 +109,7 @@ def _column(table: Any, name: str, file: str) -> Any:
     first, *others = name.split(".")
     found = table.column(first)
     found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
-    return pc.struct_field(found, others)
+    return pc.struct_field(found, others)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _missing(name: str, known: list[str], where: str) -> ValueError:

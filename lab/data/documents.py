@@ -4,10 +4,11 @@ A source is listed once, without reading it (`Listing`). Its parts follow from t
 processes read them, so that a corpus is the same bytes however it was prepared.
 """
 
+import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,17 +71,21 @@ class Listing:
             object.__setattr__(self, "parts", (Part(read=self.read),))
 
     def _read_parts(self) -> Iterator[Document]:
-        """Documents numbered through each file, also where it lies in several parts."""
-        before: Counter[str] = Counter()
-        for part in self.parts:
-            found: Counter[str] = Counter()
-            for document in part.read():
-                if document.number is None:
-                    yield document
-                else:
-                    found[document.file] = document.number + 1
-                    yield replace(document, number=before[document.file] + document.number)
-            before.update(found)
+        return in_turn(self.parts)
+
+
+def in_turn(parts: Iterable[Part]) -> Iterator[Document]:
+    """The documents of one part after the other, numbered through each file, also where it lies in several."""
+    before: Counter[str] = Counter()
+    for part in parts:
+        found: Counter[str] = Counter()
+        for document in part.read():
+            if document.number is not None:
+                found[document.file] = document.number + 1
+                if before[document.file]:
+                    document = replace(document, number=before[document.file] + document.number)
+            yield document
+        before.update(found)
 
 
 def digest(value: object) -> str:
@@ -102,6 +107,24 @@ def states(root: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
 def part_size(total: int) -> int:
     """Bytes of a part, of sources of so many."""
     return max(PART, -(-total // MOST_PARTS))
+
+
+def gather(pieces: Iterable[Part], most: int) -> list[Part]:
+    """Neighbouring pieces put together to parts of at most `most` bytes, a larger piece being one by itself."""
+    groups: list[list[Part]] = [[]]
+    size = 0
+    for piece in pieces:
+        if groups[-1] and size + piece.size > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(piece)
+        size += piece.size
+
+    return [
+        Part(size=sum(piece.size for piece in group), read=functools.partial(in_turn, group))
+        for group in groups
+        if group
+    ]
 
 
 def too_long(where: str, size: int, limit: int = LONGEST_DOCUMENT) -> ValueError:

@@ -47,7 +47,7 @@ class Sums:
         self._sizes, self._counts = Counter(), Counter()
         self._digests: dict[str, Any] = {}
         self._splits = {split: {"documents": 0, "bytes": 0, "tokens": 0} for split in SPLITS}
-        self.spelled = dict.fromkeys(SPLITS, 0.0)  # bytes that the tokens stand for
+        self.spelled: dict[str, float] = dict.fromkeys(SPLITS, 0.0)  # bytes that the tokens stand for
         self.inexact = 0  # documents of which that is not the number of their bytes
 
     def add(

@@ -10,13 +10,11 @@ and no document points at them.
 """
 
 import hashlib
-import itertools
 import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +45,9 @@ def write_part(part: Part, tokenizer: Tokenizer, directory: Path, number: int, s
     """say: told how many bytes of text were tokenized since the last time."""
     at, token = stem(directory, number), f".{number:05d}.{uuid.uuid4().hex[:8]}"
     temporary = [at.with_name(f"{token}{suffix}") for suffix in (".tokens", ".documents", ".files")]
-    skipped, files, numbered = Counter(dict.fromkeys(SKIPPED, 0)), {}, Counter()
+    skipped: Counter[str] = Counter(dict.fromkeys(SKIPPED, 0))
+    files: dict[tuple[str, str, str], int] = {}
+    numbered: Counter[str] = Counter()
     count = total = 0
     pairs = False
     try:
@@ -106,16 +106,19 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _encode(
-    batch: list[Document], tokenizer: Tokenizer, files: dict[Any, int], skipped: Counter[str]
+    batch: list[Document], tokenizer: Tokenizer, files: dict[tuple[str, str, str], int], skipped: Counter[str]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """RECORD of each document that is kept, and its ids in one or (pairs) two arrays."""
-    kept, texts, digests, keys, sizes = [], [], [], [], []
+    """RECORD of each document that is kept, and the ids of each text: two of a pair."""
+    kept: list[Document] = []
+    texts: list[tuple[Document, str | np.ndarray]] = []
+    digests, keys, sizes, firsts = [], [], [], []
     for document in batch:
         content = document.content
         if content is None:
             skipped["not_text"] += 1
             continue
-        raws = [_raw(one, document) for one in (content if isinstance(content, tuple) else (content,))]
+        own = content if isinstance(content, tuple) else (content,)
+        raws = [_raw(one, document) for one in own]
         if not all(raws):
             skipped["empty"] += 1
             continue
@@ -126,32 +129,41 @@ def _encode(
             hashed = hashlib.sha256(hashed + hashlib.sha256(raws[1]).digest()).digest()
         digests.append(hashed)
         sizes.append(sum(map(len, raws)))
+        firsts.append(len(texts))
         kept.append(document)
-        texts += [content] if not isinstance(content, tuple) else content
-    strings = [text for text in texts if isinstance(text, str)]
-    encoded = iter(tokenizer.encode_all(strings) if tokenizer.encode_all else map(tokenizer.encode, strings))
-    ids = [next(encoded) if isinstance(text, str) else None for text in texts]
-    at = 0
-    lengths, sources, spelled = [], [], _Spelled(tokenizer.token_bytes)
-    for place, document in enumerate(kept):
-        wide = 2 if isinstance(document.content, tuple) else 1
-        if ids[at] is None:
-            assert isinstance(document.content, np.ndarray)
-            ids[at] = _checked(document, document.content, tokenizer)
-            sizes[place] = round(spelled.of(ids[at]))
-        own = ids[at : at + wide]
-        lengths.append(sum(map(len, own)))
-        sources.append(len(own[0]) if wide == 2 else -1)
-        at += wide
+        texts += [(document, one) for one in own]
+    if not kept:
+        return np.zeros(0, RECORD), []
+    ids = _ids(texts, tokenizer)
+    lengths = np.array([len(one) for one in ids])
     records = np.zeros(len(kept), RECORD)
-    if kept:
-        records["digest"] = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4)
-        records["key"] = np.frombuffer(b"".join(keys), ">u8")
-        records["bytes"], records["tokens"], records["sources"] = sizes, lengths, sources
-        records["spelled"] = spelled.of_all(ids, records["tokens"])
-        records["file"] = [files[d.source, d.version, d.file] for d in kept]
-        records["number"] = [-1 if d.number is None else d.number for d in kept]
+    records["digest"] = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4)
+    records["key"] = np.frombuffer(b"".join(keys), ">u8")
+    records["tokens"] = np.add.reduceat(lengths, firsts)
+    records["sources"] = np.where([isinstance(d.content, tuple) for d in kept], lengths[firsts], -1)
+    records["spelled"] = np.add.reduceat(_spelled(ids, lengths, tokenizer), firsts)
+    # Ids that came as such have no bytes but what they stand for.
+    raw = [isinstance(document.content, np.ndarray) for document in kept]
+    records["bytes"] = np.where(raw, np.rint(records["spelled"]), sizes)
+    records["file"] = [files[d.source, d.version, d.file] for d in kept]
+    records["number"] = [-1 if d.number is None else d.number for d in kept]
     return records, ids
+
+
+def _ids(texts: list[tuple[Document, str | np.ndarray]], tokenizer: Tokenizer) -> list[np.ndarray]:
+    strings = [text for _, text in texts if isinstance(text, str)]
+    encoded = iter(tokenizer.encode_all(strings) if tokenizer.encode_all else map(tokenizer.encode, strings))
+    return [next(encoded) if isinstance(text, str) else _checked(document, text, tokenizer) for document, text in texts]
+
+
+def _spelled(ids: list[np.ndarray], lengths: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes that the tokens of each text stand for."""
+    each = tokenizer.token_bytes
+    if (each == each[0]).all():
+        return each[0] * lengths
+    ends = np.cumsum(lengths)
+    summed = np.concatenate([[0.0], np.cumsum(each[np.concatenate(ids)])])
+    return summed[ends] - summed[ends - lengths]
 
 
 def _raw(content: str | np.ndarray, document: Document) -> bytes:
@@ -175,23 +187,3 @@ def _checked(document: Document, content: np.ndarray, tokenizer: Tokenizer) -> n
             f"has {tokenizer.text:,} ids: give the tokenizer that these tokens are of"
         )
     return content.astype(tokenizer.dtype)
-
-
-class _Spelled:
-    """Bytes that tokens stand for."""
-
-    def __init__(self, token_bytes: np.ndarray):
-        self.token_bytes = token_bytes
-        self.each = float(token_bytes[0]) if (token_bytes == token_bytes[0]).all() else None
-
-    def of(self, ids: np.ndarray | None) -> float:
-        assert ids is not None
-        return self.each * len(ids) if self.each is not None else float(self.token_bytes[ids].sum())
-
-    def of_all(self, ids: list[np.ndarray | None], lengths: np.ndarray) -> np.ndarray:
-        """Of documents of these lengths, whose ids follow one another."""
-        if self.each is not None:
-            return self.each * lengths
-        ends = np.cumsum(lengths)
-        summed = np.concatenate([[0.0], np.cumsum(self.token_bytes[np.concatenate(list(itertools.chain(ids)))])])
-        return summed[ends] - summed[ends - lengths]

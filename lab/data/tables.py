@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lab.data.columns import Columns
-from lab.data.documents import LONGEST_RECORD, MB, Document, Listing, Part, digest, part_size, states, too_long
+from lab.data.columns import Columns, Text
+from lab.data.documents import LONGEST_RECORD, MB, Document, Listing, Part, digest, gather, part_size, states, too_long
 from lab.data.text_files import existing, folder_files
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -40,7 +40,7 @@ def jsonl(
             end = min(start + most, size)
             parts.append(Part(size=end - start, read=_reader("jsonl", _lines, file, shown, columns, start, end)))
     fingerprint = digest(["jsonl", str(root), columns.names, found])
-    return Listing(path=str(root), fingerprint=fingerprint, parts=parts)
+    return Listing(path=str(root), fingerprint=fingerprint, parts=gather(parts, most))
 
 
 def parquet(
@@ -61,20 +61,16 @@ def parquet(
         with _opened(file) as opened:
             columns.check(opened.schema_arrow, str(file))
             metadata = opened.metadata
-            groups, size, first = [], 0, 0
+            first = 0
             for group in range(metadata.num_row_groups):
                 about = metadata.row_group(group)
-                packed = sum(about.column(i).total_compressed_size for i in range(about.num_columns))
-                groups, size = [*groups, group], size + packed
-                if size >= most or group + 1 == metadata.num_row_groups:
-                    read = _reader("parquet", _rows, file, shown, columns, tuple(groups), first)
-                    parts.append(Part(size=size, read=read))
-                    first += sum(metadata.row_group(i).num_rows for i in groups)
-                    groups, size = [], 0
+                size = sum(about.column(i).total_compressed_size for i in range(about.num_columns))
+                parts.append(Part(size=size, read=_reader("parquet", _rows, file, shown, columns, group, first)))
+                first += about.num_rows
     if not parts:
         raise ValueError(f"data.path = {path!r}: no rows in it: use another file or folder")
     fingerprint = digest(["parquet", str(root), columns.names, found])
-    return Listing(path=str(root), fingerprint=fingerprint, parts=parts)
+    return Listing(path=str(root), fingerprint=fingerprint, parts=gather(parts, most))
 
 
 def _files(corpus: str, path: str | None, suffixes: tuple[str, ...]) -> tuple[Path, list[str]]:
@@ -103,7 +99,7 @@ def _reader(corpus: str, read: Any, file: Path, shown: str, columns: Columns, *r
     return documents
 
 
-def _lines(file: Path, columns: Columns, start: int, end: int) -> Iterator[str | tuple[str, ...]]:
+def _lines(file: Path, columns: Columns, start: int, end: int) -> Iterator[Text]:
     """Of the lines that begin in [start, end)."""
     try:
         with file.open("rb") as stream:
@@ -120,7 +116,7 @@ def _lines(file: Path, columns: Columns, start: int, end: int) -> Iterator[str |
         raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
 
 
-def _packed_lines(file: Path, columns: Columns) -> Iterator[str | tuple[str, ...]]:
+def _packed_lines(file: Path, columns: Columns) -> Iterator[Text]:
     number = 0
     try:
         with gzip.open(file, "rb") as stream:
@@ -135,7 +131,7 @@ def _packed_lines(file: Path, columns: Columns) -> Iterator[str | tuple[str, ...
         ) from error
 
 
-def _content(line: bytes, columns: Columns, where: Any) -> str | tuple[str, ...] | None:
+def _content(line: bytes, columns: Columns, where: Any) -> Text | None:
     """The text of a line; None of a blank one."""
     if len(line) > LONGEST_RECORD:
         raise too_long(where(), len(line), LONGEST_RECORD)
@@ -174,18 +170,17 @@ def _opened(file: Path) -> Any:
         raise ValueError(f"{file}: not a whole parquet file ({error}): fetch it again or remove it") from error
 
 
-def _rows(file: Path, columns: Columns, groups: tuple[int, ...], first: int) -> Iterator[str | tuple[str, ...]]:
-    """Of these row groups, whose first row is the file's row `first`."""
+def _rows(file: Path, columns: Columns, group: int, first: int) -> Iterator[Text]:
+    """Of a row group, whose first row is the file's row `first`."""
     import pyarrow as pa
 
     with _opened(file) as opened:
-        rows = [opened.metadata.row_group(group) for group in groups]
-        count = max(1, sum(row.num_rows for row in rows))
-        each = sum(row.total_byte_size for row in rows) / count
+        about = opened.metadata.row_group(group)
+        each = about.total_byte_size / max(1, about.num_rows)
         try:
             for batch in opened.iter_batches(
                 batch_size=int(min(max(_AT_ONCE / max(each, 1), 1), 4096)),
-                row_groups=list(groups),
+                row_groups=[group],
                 columns=list(columns.names),
                 use_threads=False,
             ):

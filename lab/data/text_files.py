@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab.data.documents import LONGEST_DOCUMENT, MB, Document, Listing, Part, digest, part_size, states
+from lab.data.documents import LONGEST_DOCUMENT, MB, Document, Listing, Part, digest, gather, part_size, states
 from lab.spec import nearest
 
 # A file given by itself is one long text. So that it can be split, it is cut into documents: 20 or more, of at most
@@ -25,27 +25,19 @@ def text(path: str | None = None) -> Listing:
     if not names:
         raise ValueError(f"data.path = {path!r}: no files in this folder (hidden ones are left out): use another one")
     found = states(root, names)
-    parts, group, size = [], [], 0
-    most = part_size(sum(bytes_ for _, bytes_, _ in found))
-    for name, bytes_, _ in found:
-        cut = not name or bytes_ > LONGEST_DOCUMENT
-        if group and (cut or size + bytes_ > most):
-            parts.append(_whole(root, tuple(group), size))
-            group, size = [], 0
-        if cut:
-            parts += [_piece(root, name, at, min(at + most, bytes_)) for at in range(0, max(bytes_, 1), most)]
+    most = part_size(sum(size for _, size, _ in found))
+    found_parts: list[Part] = []
+    for name, size, _ in found:
+        if name and size <= LONGEST_DOCUMENT:
+            found_parts.append(_whole(root, name, size))
         else:
-            group.append(name)
-            size += bytes_
-    if group:
-        parts.append(_whole(root, tuple(group), size))
-    return Listing(path=str(root), fingerprint=digest(["text", str(root), found]), parts=parts)
+            found_parts += [_piece(root, name, at, min(at + most, size)) for at in range(0, max(size, 1), most)]
+    return Listing(path=str(root), fingerprint=digest(["text", str(root), found]), parts=gather(found_parts, most))
 
 
-def _whole(root: Path, names: tuple[str, ...], size: int) -> Part:
+def _whole(root: Path, name: str, size: int) -> Part:
     def read() -> Iterator[Document]:
-        for name in names:
-            yield Document(source="text", version="", file=name, content=read_text(root / name))
+        yield Document(source="text", version="", file=name, content=read_text(root / name))
 
     return Part(size=size, read=read)
 
@@ -84,7 +76,8 @@ def _boundary(stream, place: int, whole: int) -> int:
     if at >= 0:
         return place + at + 1
     # No more than three bytes go on with a character that began before.
-    return place + next((i for i in range(min(_UTF8_LONGEST, len(ahead))) if ahead[i] & 0xC0 != 0x80), 0)
+    most = min(_UTF8_LONGEST, len(ahead))
+    return place + next((i for i in range(most) if ahead[i] & 0xC0 != 0x80), most)
 
 
 def read_text(file: Path) -> str | None:

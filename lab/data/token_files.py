@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.data.documents import LONGEST_DOCUMENT, Document, Listing, Part, digest, part_size, states
+from lab.data.documents import LONGEST_DOCUMENT, Document, Listing, Part, digest, gather, part_size, states
 from lab.data.text_files import existing, folder_files
 from lab.spec import nearest
 
@@ -46,7 +46,9 @@ def tokens(path: str | None = None, *, dtype: str = "uint16", separator: str | N
             parts.append(Part(size=size, read=_reader(file, shown, dtype, cut, start, end)))
     if not parts:
         raise ValueError(f"data.path = {path!r}: no tokens in it: use another file or folder")
-    return Listing(path=str(root), fingerprint=digest(["tokens", str(root), dtype, cut, found]), parts=parts)
+    return Listing(
+        path=str(root), fingerprint=digest(["tokens", str(root), dtype, cut, found]), parts=gather(parts, most)
+    )
 
 
 def _open(file: Path, dtype: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.data import documents
 from lab.data.documents import Listing
 from lab.data.parts import done, write_part
 from lab.data.tokenizers import Tokenizer
@@ -61,6 +62,7 @@ def run(
         "fingerprint": found.fingerprint,
         "tokenizer": tokenizer_path,
         "directory": str(directory),
+        "part": documents.PART,
     }
     _share(task, left, count, tally)
 
@@ -176,6 +178,7 @@ def _serve() -> None:
         print(json.dumps(values), flush=True)
 
     task = json.loads(sys.stdin.readline())
+    documents.PART = task["part"]
     try:
         found, tokenizer = listing(task["corpus"], task["path"]), find(task["tokenizer"])
         if found.fingerprint != task["fingerprint"]:

@@ -46,9 +46,8 @@ def quickstart(
         data: other text: a directory of `lab data prepare`, files, or a Hugging Face data set, as `lab data prepare` takes it
         tokenizer: of text that is not prepared: bytes, a tokenizer.json, a sentencepiece .model, or a name on the hub
     """
-    directory = out or Path("runs") / (
-        "quickstart" if data is None else f"quickstart-{name_of(of_source(data, tokenizer))}"
-    )
+    text = of_source(data, tokenizer)
+    directory = out or Path("runs") / ("quickstart" if text is None else f"quickstart-{name_of(text)}")
     run("quickstart", preset=preset, out=str(directory), workers=workers, data=data, tokenizer=tokenizer)
     report(str(directory))
 
