@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lab.data import describe, locate
+from lab.data import describe
+from lab.data.locate import locate
 from lab.data.prepare import Report
 from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Run, Shape, nearest, require
 from lab.structure import STRUCTURES, Structure

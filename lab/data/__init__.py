@@ -2,9 +2,7 @@
 
 from lab.data.corpora import CORPORA
 from lab.data.examples import Examples, count_windows
-from lab.data.locate import locate
-from lab.data.mix import mix
-from lab.data.prepare import Corpus, Described, describe, load, prepare, tokenizer_of
+from lab.data.prepare import Corpus, Described, describe, load, tokenizer_of
 from lab.data.tokenizers import TOKENIZERS
 
 __all__ = [
@@ -16,8 +14,5 @@ __all__ = [
     "count_windows",
     "describe",
     "load",
-    "locate",
-    "mix",
-    "prepare",
     "tokenizer_of",
 ]

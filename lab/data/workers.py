@@ -1,6 +1,6 @@
 """The parts of a corpus, tokenized by one process or by several.
 
-Workers are plain subprocesses (`python -m lab.data.workers`), so that a program which prepares need not guard its main module.
+Workers are plain subprocesses, so that a program which prepares need not guard its main module.
 Each lists the corpus itself, is told numbers of parts on its standard input, and answers in JSON lines.
 """
 
@@ -107,7 +107,7 @@ def _share(task: dict[str, Any], left: Sequence[int], count: int, tally: _Tally)
         "OMP_NUM_THREADS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
-    command = [sys.executable, "-m", "lab.data.workers"]
+    command = [sys.executable, "-c", "from lab.data.workers import serve; serve()"]
     waiting, errors, lock = list(reversed(left)), [], threading.Lock()
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
@@ -170,7 +170,8 @@ def _share(task: dict[str, Any], left: Sequence[int], count: int, tally: _Tally)
         raise errors[0]
 
 
-def _serve() -> None:
+def serve() -> None:
+    """What a worker does."""
     from lab.data.corpora import listing
     from lab.data.subwords import find
 
@@ -193,7 +194,3 @@ def _serve() -> None:
             say(done=int(line))
     except (ValueError, OSError) as error:
         say(error=str(error))
-
-
-if __name__ == "__main__":
-    _serve()

@@ -62,11 +62,12 @@ def prepare(
         licence: written into the manifest (default: what the data set says)
         workers: processes (default: one a core, where the text is large enough)
     """
-    import lab.data
+    from lab.data.locate import locate
+    from lab.data.prepare import prepare as prepared
 
-    corpus, path = lab.data.locate(source, **_given(column, source_column, target_column, config, split))
+    corpus, path = locate(source, **_given(column, source_column, target_column, config, split))
     with progress_bar() as report:
-        described = lab.data.prepare(
+        described = prepared(
             corpus,
             path,
             out,
@@ -107,14 +108,14 @@ def tokenizer(
         config: configuration of a Hugging Face data set
         split: split of a Hugging Face data set (default: train)
     """
-    import lab.data
     from lab.data import subwords
     from lab.data.corpora import listing
+    from lab.data.locate import locate
     from lab.records import write_bytes
 
     if not megabytes > 0:
         raise ValueError(f"megabytes = {megabytes}: use a number above 0")
-    found = listing(*lab.data.locate(source, **_given(column, source_column, target_column, config, split)))
+    found = listing(*locate(source, **_given(column, source_column, target_column, config, split)))
     most = megabytes * MB / len(found.parts)
 
     def texts() -> Iterator[str]:
@@ -144,7 +145,7 @@ def mix(weights: Sources, /, out: Path) -> None:
         weights: directories that `lab data prepare` wrote, each with its weight
         out: the directory that is made; shards are linked where the file system can
     """
-    import lab.data
+    from lab.data.mix import mix as mixed
 
     found: dict[str, float] = {}
     for word in weights:
@@ -155,7 +156,7 @@ def mix(weights: Sources, /, out: Path) -> None:
             raise ValueError(f"{word!r}: write DIRECTORY=WEIGHT, such as data/novels=0.7") from None
         if not name or list(found).count(name) > 1:
             raise ValueError(f"{word!r}: write DIRECTORY=WEIGHT, such as data/novels=0.7")
-    print(f"{out}: {lab.data.mix(found, out)}")
+    print(f"{out}: {mixed(found, out)}")
 
 
 def show(directory: Source, /, documents: int = 3) -> None:
@@ -167,10 +168,10 @@ def show(directory: Source, /, documents: int = 3) -> None:
         directory: that `lab data prepare` or `mix` wrote
         documents: how many to show
     """
-    import lab.data
+    from lab.data import describe, load
 
-    described = lab.data.describe("prepared", directory)
-    corpus, summary = lab.data.load(described.data), described.summary
+    described = describe("prepared", directory)
+    corpus, summary = load(described.data), described.summary
     console = Console(highlight=False)
     table = Table("split", "documents", "bytes", "tokens", "bytes a token", box=None, pad_edge=False)
     for split in ("train", "held_out"):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.data import documents, locate, text_files
+from lab.data import documents, text_files
 from lab.data.corpora import listing
+from lab.data.locate import locate
 
 
 def read(corpus: str, path: Path) -> list[tuple[str, object]]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.data import describe, load, prepare, subwords, tokenizer_of
+from lab.data import describe, load, subwords, tokenizer_of
+from lab.data.prepare import prepare
 
 tokenizers = pytest.importorskip("tokenizers")
 sentencepiece = pytest.importorskip("sentencepiece")
