@@ -4,7 +4,7 @@ Letters: B spans, n tokens of each.
 """
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from lab.data.manifest import FILE, SPLITS, array_file
 from lab.data.subwords import from_directory
 from lab.data.tokenizers import TOKENIZERS, Tokenizer
 from lab.records import read_json
+
+_AT_ONCE = 2**20  # numbers of a mapped array that are looked at together
+_PREFETCHED, _ASKED_FOR = 2**30, 2**20  # bytes
 
 
 class Shards:
@@ -45,10 +48,59 @@ class Shards:
     def _shard(self, number: int) -> np.ndarray:
         mapped = self._mapped[number]
         if mapped is None:
-            with self.files[number].open("rb") as stream:
-                memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            mapped = self._mapped[number] = np.frombuffer(memory, self.dtype)
+            mapped = self._mapped[number] = np.frombuffer(map_file(self.files[number]), self.dtype)
         return mapped
+
+
+def map_file(file: Path) -> mmap.mmap:
+    """Read where it is touched and not around: examples lie in no order, and what a system reads ahead (up to megabytes) would
+    be milliseconds a batch."""
+    with file.open("rb") as stream:
+        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(memory, "madvise"):
+        memory.madvise(mmap.MADV_RANDOM)
+    return memory
+
+
+def in_order(array: np.ndarray) -> Iterator[np.ndarray]:
+    """A mapped array in pieces, from the first to the last, for once with what the system reads ahead."""
+    memory = _memory(array)
+    if memory is not None:
+        memory.madvise(mmap.MADV_SEQUENTIAL)
+    for at in range(0, len(array), _AT_ONCE):
+        yield array[at : at + _AT_ONCE]
+    if memory is not None:
+        memory.madvise(mmap.MADV_RANDOM)
+        memory.madvise(mmap.MADV_DONTNEED)  # out of this process, not out of the system's cache
+
+
+def prefetch(array: np.ndarray) -> None:
+    """Lets the system read a mapped array, if it is not too large, before it is asked for at random."""
+    memory = _memory(array)
+    if memory is not None and len(memory) <= _PREFETCHED:
+        # Systems read no more of it than they would read ahead at once.
+        for at in range(0, len(memory), _ASKED_FOR):
+            memory.madvise(mmap.MADV_WILLNEED, at, min(_ASKED_FOR, len(memory) - at))
+
+
+def _memory(array: np.ndarray) -> mmap.mmap | None:
+    """What is mapped under an array or a part of it; None where that is nothing, or takes no advice."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    return base if isinstance(base, mmap.mmap) and hasattr(base, "madvise") else None
+
+
+def _array(file: Path) -> np.ndarray:
+    """A .npy of one dimension, mapped."""
+    with file.open("rb") as stream:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        start = stream.tell()
+    if len(shape) != 1 or file.stat().st_size != start + shape[0] * dtype.itemsize:
+        raise ValueError(f"{file.name} is cut off")
+    return np.frombuffer(map_file(file), dtype, offset=start) if shape[0] else np.zeros(0, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +162,7 @@ def _split(directory: Path, name: str, summary: Mapping[str, Any], tokens: Shard
     arrays = {}
     for which in ("starts", "lengths", *(("sources",) if summary["pairs"] else ())):
         file = array_file(name, which)
-        arrays[which] = np.load(directory / file, mmap_mode="r").view(np.ndarray) if count else np.zeros(0, np.int64)
+        arrays[which] = _array(directory / file)
         if arrays[which].shape != (count,) or arrays[which].dtype != np.int64:
             raise ValueError(f"{file} has {arrays[which].shape} of {arrays[which].dtype}, {count} int64 expected")
     if count and not 0 <= arrays["starts"][-1] <= len(tokens) - arrays["lengths"][-1]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 MB = 2**20
-# A part is about so many bytes of its files, or more, so that there are not more parts than MOST_PARTS.
-PART, MOST_PARTS = 32 * MB, 4096
+# A part is about so many bytes of its files, or more, so that there are not more parts, each a file of tokens, than MOST_PARTS.
+PART, MOST_PARTS = 32 * MB, 1024
 # The longest that one document may be, in UTF-8 bytes, and the longest line or record that may hold it. What tokenizes
 # a document needs up to a hundred times its size in memory.
 LONGEST_DOCUMENT, LONGEST_RECORD = 16 * MB, 64 * MB

@@ -19,13 +19,12 @@ import math
 import numpy as np
 from jaxtyping import Int
 
-from lab.data.corpus import Corpus, Split
+from lab.data.corpus import Corpus, Split, in_order, prefetch
 from lab.data.prepare import load
 from lab.spec import Data
 
 # Documents whose windows are counted together: what is kept in memory is one number for so many.
 BLOCK = 256
-_AT_ONCE = 2**20  # documents whose lengths are read together
 MOST = 2**32  # windows that can be put in an order
 
 
@@ -162,10 +161,10 @@ class _Windows:
     def __init__(self, split: Split, length: int, first: int, end: int):
         self.split, self.length, self.first, self.end = split, length, first, end
         counts, self.tokens = [], 0
-        for at in range(first, end, _AT_ONCE):
-            lengths = split.lengths[at : min(at + _AT_ONCE, end)]
+        for lengths in in_order(split.lengths[first:end]):
             self.tokens += int(lengths.sum())
             counts.append(np.add.reduceat(lengths // length, np.arange(0, len(lengths), BLOCK)))
+        prefetch(split.starts)
         # Windows before each block, and after the last.
         self.before = np.concatenate([[0], np.cumsum(np.concatenate(counts) if counts else np.zeros(0, np.int64))])
         self.count = int(self.before[-1])

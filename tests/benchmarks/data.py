@@ -31,7 +31,7 @@ from lab.data.prepare import describe, prepare
 from lab.records import SCHEMA, write_json
 
 WORKERS = 2
-SHARD, DOCUMENT = 32 * 2**20, 4096
+SHARD, DOCUMENT = 96 * 2**20, 4096  # as large as parts of 100 GB are
 
 
 def texts(megabytes: float) -> list[str]:
