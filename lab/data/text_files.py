@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab.data import documents
 from lab.data.documents import LONGEST_DOCUMENT, MB, Document, Listing, Part, digest, gather, part_size, states
 from lab.spec import nearest
 
@@ -31,7 +32,8 @@ def text(path: str | None = None) -> Listing:
         if name and size <= LONGEST_DOCUMENT:
             found_parts.append(_whole(root, name, size))
         else:
-            found_parts += [_piece(root, name, at, min(at + most, size)) for at in range(0, max(size, 1), most)]
+            begins = range(0, max(size, 1), documents.PART)  # what is in memory at once, however large the file
+            found_parts += [_piece(root, name, at, min(at + documents.PART, size)) for at in begins]
     return Listing(path=str(root), fingerprint=digest(["text", str(root), found]), parts=gather(found_parts, most))
 
 

@@ -70,10 +70,17 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def prepared(form: str, path: Path, out: Path, tokenizer: str = "bytes") -> float:
+def prepared(form: str, path: Path, out: Path, tokenizer: str = "bytes") -> tuple[float, float]:
+    """Seconds, and seconds of the processor in this process and its workers."""
     shutil.rmtree(out, ignore_errors=True)
-    corpus = "text" if form in ("folder", "file") else form
-    return seconds(lambda: prepare(corpus, path, out, tokenizer=tokenizer, workers=WORKERS))
+    corpus, spent = "text" if form in ("folder", "file") else form, processor()
+    taken = seconds(lambda: prepare(corpus, path, out, tokenizer=tokenizer, workers=WORKERS))
+    return taken, processor() - spent
+
+
+def processor() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def copied(path: Path, out: Path) -> None:
@@ -82,19 +89,26 @@ def copied(path: Path, out: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def load_() -> str:
+    return " ".join(f"{one:.1f}" for one in os.getloadavg())
+
+
 def bytes_(root: Path, megabytes: float, rounds: int) -> None:
     documents = texts(megabytes)
     size = sum(len(text.encode()) for text in documents) / 1e6
     made = forms(root, documents)
-    found = {form: [] for form in ("copy", *made)}
+    copies, found = [], {form: [] for form in made}
     for _ in range(rounds):
-        found["copy"].append(seconds(lambda: copied(made["jsonl"], root / "copy")))
+        copies.append(seconds(lambda: copied(made["jsonl"], root / "copy")))
         for form, path in made.items():
             found[form].append(prepared(form, path, root / "out"))
-    print(f"\nbytes: {size:.0f} MB in {len(documents):,} documents, {WORKERS} workers")
+    copy = size / statistics.median(copies)
+    print(
+        f"\nbytes: {size:.0f} MB in {len(documents):,} documents, {WORKERS} workers; a copy {copy:.0f} MB/s; load {load_()}"
+    )
     for form, taken in found.items():
-        speed = size / statistics.median(taken)
-        print(f"{form:8} {speed:7.0f} MB/s   {speed / (size / statistics.median(found['copy'])):.2f} of a copy")
+        speed, of_processor = (size / statistics.median(one) for one in zip(*taken, strict=True))
+        print(f"{form:8} {speed:6.0f} MB/s, {speed / copy:.2f} of a copy; {of_processor:.0f} MB a second of one core")
 
 
 LIBRARY = """
@@ -103,9 +117,9 @@ import tokenizers
 texts = json.load(open(sys.argv[1]))
 loaded = tokenizers.Tokenizer.from_file(sys.argv[2])
 loaded.encode_batch_fast(texts[:50], add_special_tokens=False)
-began = time.perf_counter()
+began, spent = time.perf_counter(), time.process_time()
 loaded.encode_batch_fast(texts, add_special_tokens=False)
-print(time.perf_counter() - began)
+print(time.perf_counter() - began, time.process_time() - spent)
 """
 
 
@@ -124,15 +138,15 @@ def bpe(root: Path, megabytes: float, rounds: int) -> None:
 
     parts.PART = max(2**20, int(size * 1e6 / 8))  # eight parts, so that the two workers end together
     for _ in range(rounds):
-        library.append(
-            float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        library.append(tuple(map(float, answer.split())))
         ours.append(prepared("jsonl", root / "bpe.jsonl", root / "out", str(root / "tokenizer.json")))
-    print(f"\nBPE of 4,096: {size:.0f} MB, {WORKERS} threads or workers")
-    ratio = statistics.median(a / b for a, b in zip(library, ours, strict=True))
-    print(
-        f"library {size / statistics.median(library):.2f} MB/s, prepare {size / statistics.median(ours):.2f} MB/s: {ratio:.0%}"
-    )
+    print(f"\nBPE of 4,096: {size:.0f} MB, {WORKERS} threads or workers; load {load_()}")
+    for place, what in enumerate(("a second", "a second of one core")):
+        alone, whole = ([one[place] for one in taken] for taken in (library, ours))
+        ratio = statistics.median(x / y for x, y in zip(alone, whole, strict=True))
+        library_, prepare_ = (size / statistics.median(taken) for taken in (alone, whole))
+        print(f"library {library_:.2f} MB, prepare {prepare_:.2f} MB {what}: {ratio:.0%}")
 
 
 def hollow(directory: Path, gigabytes: float = 100.0) -> None:
