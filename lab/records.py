@@ -41,13 +41,17 @@ def attempt_number(name: str) -> int:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes `value` to `path` atomically and durably; raises ValueError on NaN or infinity."""
+    write_bytes(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically and durably."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

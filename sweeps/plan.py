@@ -104,7 +104,7 @@ class Plan:
                     "corpus": data.corpus,
                     "manifest": data.manifest,
                     "train_tokens": data.train_tokens,
-                    "summary": str(describe(data.corpus, data.path, data.held_out)),
+                    "summary": str(describe(data.corpus, data.path, data.held_out, data.tokenizer)),
                 },
                 "notes": [*study.notes, *self.warnings],
             },

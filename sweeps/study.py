@@ -2,10 +2,13 @@
 
     def study(preset: str = "small") -> Study: ...
 
+and, where it can be asked on other text too, takes it as `data: Data | None = None`;
 shipped in `sweeps/studies/` or anywhere on disk.
 """
 
 import importlib.util
+import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lab.data import describe
+from lab.data.locate import locate
+from lab.data.prepare import Report
 from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Run, Shape, nearest, require
 from lab.structure import STRUCTURES, Structure
 
@@ -134,9 +139,30 @@ def arm(
     return replace(template, **overrides)
 
 
-def corpus(name: str = "python", path: str | Path | None = None, *, held_out: float = 0.05, **settings: Any) -> Data:
-    """The corpus as it is found on this machine: read once, then known by its manifest's hash."""
-    data = describe(name, path=None if path is None else str(path), held_out=held_out).data
+def corpus(
+    name: str | Path = "python",
+    path: str | Path | None = None,
+    *,
+    held_out: float = 0.05,
+    tokenizer: str | Path = "bytes",
+    column: str | None = None,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    report: Report | None = None,
+    **settings: Any,
+) -> Data:
+    """The text as it is found on this machine: read and tokenized once, then known by its manifest's hash.
+
+    name: a corpus (lab.data.CORPORA) that lies at `path`; or, without a path, any source: a corpus, a directory that
+    `lab data prepare` or `mix` wrote (with the tokenizer and held-out documents that it has), a folder or a file of text,
+    JSON-lines, parquet or ids, a data set's name on the Hugging Face hub. column, or source_column and target_column: of
+    tables, which is the text. settings: fields of Data, such as allow_repeat. report: told how far preparation is.
+    """
+    given = dict(column=column, source_column=source_column, target_column=target_column, config=config, split=split)
+    found, path = locate(name, path, **given)
+    data = describe(found, path, held_out, tokenizer, report=report).data
     return replace(data, **settings) if settings else data
 
 
@@ -144,8 +170,9 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.py")) if path.stem != "__init__"}
 
 
-def load(name: str, preset: str = "small") -> Study:
-    """A shipped study by its name, or a file by its path."""
+def load(name: str, preset: str = "small", data: Data | None = None) -> Study:
+    """A shipped study by its name, or a file by its path. data: the text it is asked on, instead of its own; the study's
+    name then ends in that of the text."""
     path = shipped().get(name)
     if path is None:
         path = Path(name)
@@ -165,9 +192,22 @@ def load(name: str, preset: str = "small") -> Study:
             raise ValueError("defines no function `study(preset)`; the README shows a whole study in 30 lines")
         presets = list(getattr(module, "PRESETS", [preset]))
         require(preset in presets, "preset", preset, nearest(preset, presets))
-        made = make(preset)
+        if data is not None and "data" not in inspect.signature(make).parameters:
+            raise ValueError(
+                "takes no other data: let it be `def study(preset=..., data=None)`, and use `data or corpus(...)`"
+            )
+        made = make(preset) if data is None else make(preset, data=data)
     except Exception as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Study):
         raise ValueError(f"{path}: `study` returned {type(made).__name__}, not a sweeps.Study")
-    return replace(made, source=name if preset == "small" else f"{name} --preset {preset}")
+    source = name if preset == "small" else f"{name} --preset {preset}"
+    if data is None:
+        return replace(made, source=source)
+    return replace(made, source=f"{source} --data {data.path or data.corpus}", name=f"{made.name}-{name_of(data)}")
+
+
+def name_of(data: Data) -> str:
+    """A short name for a text: its last path component, or its corpus's, in letters that name a directory."""
+    last = Path(data.path).name if data.path else data.corpus
+    return re.sub(r"[^0-9A-Za-z]+", "_", last.split(".")[0] or last).strip("_") or "data"

@@ -1,19 +1,20 @@
-"""Which texts there are. A corpus is one function from a path (or None) to a `Listing`, and one line in `CORPORA`.
+"""Which texts there are. A corpus is one function from a path (or None) to a `Listing`, and one line in `CORPORA`; what it
+takes by name may stand in the corpus's name (jsonl:column=body). Tasks whose truth is known (lab.data.synthetic) are corpora
+too, and so are pairs cut from source code (lab.data.code_pairs).
 
 `python`, the default, is Python source that every machine has which runs the lab: the standard library without its
 tests and what the lab's base dependencies install. Nothing is downloaded. It differs between machines and versions:
-its manifest (lab.data.manifest) says what exactly it is. Tasks whose truth is known (lab.data.synthetic) are corpora too;
-their settings ride in the name: "copy:length=8".
+its manifest (lab.data.manifest) says what exactly it is.
 """
 
 import functools
 import hashlib
-import json
+import inspect
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -22,36 +23,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lab.data.code_pairs import CUTS, pairs
+from lab.data.documents import Document, Listing, digest
+from lab.data.hub import hf
 from lab.data.synthetic import TASKS, task
+from lab.data.tables import jsonl, parquet
+from lab.data.text_files import read_text, text
+from lab.data.token_files import tokens
 from lab.spec import nearest
 
 LAB = "bitterlab"
-# A file given by itself is one long text. So that it can be split, it is cut into documents: 20 or more, of at most
-# LONGEST and, as far as that leaves any, at least SHORTEST characters.
-PIECES, SHORTEST, LONGEST = 20, 1024, 65_536
-
 # Tests; packages that are not the standard library's own.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """`content` is text, (source, target) of a pair, or tokens as they are; None where a file was found that is no UTF-8
-    text."""
-
-    source: str  # distribution, or what else the text came with
-    version: str
-    file: str  # within the source, with forward slashes
-    content: str | tuple[str, str] | np.ndarray | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """What a corpus is here and now. `fingerprint` changes when the documents may have; to know it reads none."""
-
-    path: str | None
-    fingerprint: str
-    read: Callable[[], Iterator[Document]]
 
 
 def python(path: str | None = None) -> Listing:
@@ -70,7 +52,7 @@ def python(path: str | None = None) -> Listing:
     def read() -> Iterator[Document]:
         version = sys.version.split()[0]
         for file in _library_files(library):
-            yield Document(source="python", version=version, file=file, content=_text(library / file))
+            yield Document(source="python", version=version, file=file, content=read_text(library / file))
         for name, dist in distributions.items():
             if dist.files is None:
                 raise ValueError(
@@ -82,42 +64,14 @@ def python(path: str | None = None) -> Listing:
             for file in sorted(files):
                 where = Path(str(files[file].locate()))
                 if where.exists():  # images strip tests, and leave the RECORD
-                    yield Document(source=name, version=dist.version, file=file, content=_text(where))
+                    yield Document(source=name, version=dist.version, file=file, content=read_text(where))
 
-    return Listing(path=None, fingerprint=_digest(["python", sys.version, str(library), records]), read=read)
-
-
-def text(path: str | None = None) -> Listing:
-    """A folder: each file in it is a document, hidden ones excepted. A file: cut into documents at blank lines."""
-    if path is None:
-        raise ValueError("data.path = None: corpus 'text' needs the path of a folder or a file")
-    root = Path(path).expanduser().absolute()
-    if not root.exists():
-        raise ValueError(f"data.path = {path!r}: no such folder or file{_sibling(root)}")
-    names = _folder_files(root) if root.is_dir() else [""]
-    if not names:
-        raise ValueError(f"data.path = {path!r}: no files in this folder (hidden ones are left out): use another one")
-    try:
-        states = [(name, (root / name).stat()) for name in names]
-    except OSError as error:
-        raise ValueError(f"data.path = {path!r}: can not be read ({error})") from error
-    fingerprint = _digest(["text", str(root), [[name, state.st_size, state.st_mtime_ns] for name, state in states]])
-
-    def read() -> Iterator[Document]:
-        for name in names:
-            content = _text(root / name)
-            if name or content is None:
-                yield Document(source="text", version="", file=name or root.name, content=content)
-                continue
-            for number, piece in enumerate(_pieces(content)):
-                yield Document(source="text", version="", file=f"{root.name}#{number:06d}", content=piece)
-
-    return Listing(path=str(root), fingerprint=fingerprint, read=read)
+    return Listing(path=None, fingerprint=digest(["python", sys.version, str(library), records]), read=read)
 
 
 def python_pairs(corpus: str, path: str | None = None) -> Listing:
-    """Functions of corpus `python` cut into source and target (lab.data.code_pairs): `python_docstrings` gives code and asks for
-    the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body."""
+    """Functions of corpus `python` cut into source and target (lab.data.code_pairs): `python_docstrings` gives code and asks
+    for the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body."""
     _refuse_path(corpus, path)
     files = python()
 
@@ -126,7 +80,7 @@ def python_pairs(corpus: str, path: str | None = None) -> Listing:
         for document, name, pair in pairs(texts, CUTS[corpus]):
             yield replace(document, file=f"{document.file}:{name}", content=pair)
 
-    return Listing(path=None, fingerprint=_digest([corpus, files.fingerprint]), read=read)
+    return Listing(path=None, fingerprint=digest([corpus, files.fingerprint]), read=read)
 
 
 def generated(corpus: str, path: str | None = None) -> Listing:
@@ -135,29 +89,49 @@ def generated(corpus: str, path: str | None = None) -> Listing:
     made = task(corpus)
 
     def read() -> Iterator[Document]:
-        for number, tokens in enumerate(made.read()):
-            yield Document(source=made.name, version="1", file=f"{number:04d}", content=tokens)
+        for number, content in enumerate(made.read()):
+            yield Document(source=made.name, version="1", file=f"{number:04d}", content=content)
 
     # A numpy that drew other numbers would be found out: the corpus is made anew and its manifest compared.
-    return Listing(path=None, fingerprint=_digest([made.name, np.__version__]), read=read)
+    return Listing(path=None, fingerprint=digest([made.name, np.__version__]), read=read)
 
 
-CORPORA: dict[str, Callable[[str | None], Listing]] = {
+CORPORA: dict[str, Callable[..., Listing]] = {
     "python": python,
     "text": text,
+    "jsonl": jsonl,
+    "parquet": parquet,
+    "hf": hf,
+    "tokens": tokens,
     **{name: functools.partial(python_pairs, name) for name in CUTS},
     **{name: functools.partial(generated, name) for name in TASKS},
 }
 
 
 def listing(corpus: str, path: str | None = None) -> Listing:
-    """The listing of a corpus; ValueError for an unknown name, a bad setting, or a path that it can not use."""
-    name, colon, _ = corpus.partition(":")
+    """The listing of a corpus, whose name may carry settings: jsonl:column=body; ValueError for an unknown name or setting,
+    or a path that it can not use."""
+    name, _, settings = corpus.partition(":")
     if name not in CORPORA:
         raise ValueError(f"data.corpus = {corpus!r}: {nearest(name, list(CORPORA))}")
-    if colon and name not in TASKS:
-        raise ValueError(f"data.corpus = {corpus!r}: corpus {name!r} has no settings: use {name!r}")
-    return generated(corpus, path) if name in TASKS else CORPORA[name](path)
+    if name in TASKS:  # which read their settings themselves, by kind and range
+        return generated(corpus, path)
+    return CORPORA[name](path, **_settings(corpus, settings, CORPORA[name]))
+
+
+def _settings(corpus: str, text: str, of: Callable[..., Listing]) -> dict[str, str]:
+    """The settings in a corpus's name, name=value with commas between them, where `of` takes them."""
+    known = list(inspect.signature(of).parameters)[1:]
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or not value:
+            raise ValueError(f"data.corpus = {corpus!r}: write settings as name=value, with commas between them")
+        if name not in known:
+            hint = nearest(name, known) if known else "it takes none"
+            raise ValueError(f"data.corpus = {corpus!r}: no setting {name!r}: {hint}")
+        found[name] = value
+    return found
 
 
 def _closure() -> dict[str, metadata.Distribution]:
@@ -201,62 +175,6 @@ def _library_files(library: Path) -> list[str]:
     return sorted(found)
 
 
-def _folder_files(root: Path) -> list[str]:
-    def stop(error: OSError) -> None:
-        raise ValueError(f"data.path = {str(root)!r}: can not be read ({error})") from error
-
-    found = []
-    for folder, folders, files in os.walk(root, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [Path(folder) / name for name in files if not name.startswith(".")]
-        found += [file.relative_to(root).as_posix() for file in visible if file.is_file()]
-    return sorted(found)
-
-
-def _text(file: Path) -> str | None:
-    """The file's text, exactly; None where it is not UTF-8 or holds a NUL, which text does not."""
-    try:
-        content = file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    except OSError as error:
-        raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
-    return None if "\0" in content else content
-
-
-def _pieces(content: str) -> Iterator[str]:
-    """Cuts after the last blank line, else line end, else anywhere."""
-    size = min(max(len(content) // PIECES, SHORTEST), LONGEST)
-    start = 0
-    while start < len(content):
-        end = start + size
-        if end < len(content):
-            for mark in ("\n\n", "\n"):
-                at = content.rfind(mark, start + size // 2, end)
-                if at >= 0:
-                    end = at + len(mark)
-                    break
-        yield content[start:end]
-        start = end
-
-
-def _sibling(path: Path) -> str:
-    """' in FOLDER (did you mean ...?)' for a path that is not there."""
-    parent = path.parent
-    while not parent.is_dir():
-        path, parent = parent, parent.parent
-    try:
-        names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    except OSError:
-        names = []
-    hint = nearest(path.name, names[:200]) if names else "it is empty"
-    return f": {path.name!r} is not in {parent} ({hint if len(hint) < 200 else f'{len(names)} others are'})"
-
-
 def _refuse_path(corpus: str, path: str | None) -> None:
     if path is not None:
         raise ValueError(f"data.path = {path!r}: corpus {corpus!r} takes none; for a folder use corpus 'text'")
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,90 +1,115 @@
-"""What exactly a corpus is: every document's name and content hash, which split it is in, and what was left out."""
+"""What exactly a corpus is: every document's name and content hash, which split it is in, and what was left out.
+
+A prepared directory, whole or not there:
+
+    manifest.json                     the hash, what is in each split, tokenizer, licence, shards; `summary` is all of it
+    tokenizer.json, tokenizer.model   the tokenizer's own file, where it has one
+    shards/00000.bin, ...             ids of text, raw, one document after the other
+    train.starts.npy, ...             int64 of each document (lab.data.index)
+    documents.parquet                 one row a document: its name, SHA-256, bytes, tokens, split
+"""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lab.records import SCHEMA, read_json, write_json
+import numpy as np
 
-FILE = "manifest.json"
+from lab.records import SCHEMA
 
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    source: str
-    version: str
-    file: str
-    sha256: str  # of the document's UTF-8 text
-    bytes: int
-    split: Literal["train", "held_out"]
+FILE, DOCUMENTS, SHARDS = "manifest.json", "documents.parquet", "shards"
+SPLITS = ("train", "held_out")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """`entries` in the order in which the documents are stored; `skipped` counts what the corpus had and is not here:
-    files that are no UTF-8 text, empty ones, and exact duplicates of an earlier one."""
+def array_file(split: str, which: str) -> str:
+    """which: starts, lengths or sources."""
+    return f"{split}.{which}.npy"
 
-    held_out: float
-    entries: tuple[Entry, ...]
-    skipped: Mapping[str, int]
+
+def shard_file(number: int) -> str:
+    return f"{SHARDS}/{number:05d}.bin"
+
+
+class Sums:
+    """Hash and sizes of a corpus, as its documents pass by in the order in which they are stored.
+
+    The hash is SHA-256 over the documents' contents, names, order and split: not over where they lie, when they were made
+    or how they are tokenized.
+    """
+
+    def __init__(self, held_out: float):
+        self.held_out = float(held_out)
+        self._hash = hashlib.sha256(f"[{SCHEMA},{json.dumps(self.held_out)},[".encode())
+        self._first = True
+        self._versions: dict[str, str] = {}
+        self._sizes, self._counts = Counter(), Counter()
+        self._digests: dict[str, Any] = {}
+        self._splits = {split: {"documents": 0, "bytes": 0, "tokens": 0} for split in SPLITS}
+        self.spelled: dict[str, float] = dict.fromkeys(SPLITS, 0.0)  # bytes that the tokens stand for
+        self.inexact = 0  # documents of which that is not the number of their bytes
+
+    def add(
+        self,
+        records: np.ndarray,
+        sources: Sequence[str],
+        versions: Sequence[str],
+        names: Sequence[str],
+        digests: Sequence[bytes],
+        held: np.ndarray,
+    ) -> None:
+        """Of each document: its RECORD (lab.data.parts), name, digest and whether it is held out."""
+        lines = []
+        for source, version, name, digest, size, is_held in zip(
+            sources, versions, names, digests, records["bytes"].tolist(), held.tolist(), strict=True
+        ):
+            hexadecimal = digest.hex()
+            lines.append(json.dumps([source, name, hexadecimal, SPLITS[is_held]], separators=(",", ":")))
+            if source not in self._digests:
+                self._digests[source] = hashlib.sha256()
+            self._versions[source] = version
+            self._sizes[source] += size
+            self._counts[source] += 1
+            self._digests[source].update(f"{name}\0{hexadecimal}\n".encode(errors="surrogateescape"))
+        if lines:
+            self._hash.update((("" if self._first else ",") + ",".join(lines)).encode())
+            self._first = False
+        self.inexact += int((records["spelled"] != records["bytes"]).sum())
+        for split, mask in (("train", ~held), ("held_out", held)):
+            sums = self._splits[split]
+            sums["documents"] += int(mask.sum())
+            sums["bytes"] += int(records["bytes"][mask].sum())
+            sums["tokens"] += int(records["tokens"][mask].sum())
+            self.spelled[split] += float(records["spelled"][mask].sum())
 
     @property
-    def hash(self) -> str:
-        """SHA-256 of the documents' contents, names, order and split: not of where they lie or when they were made."""
-        documents = [[entry.source, entry.file, entry.sha256, entry.split] for entry in self.entries]
-        content = json.dumps([SCHEMA, float(self.held_out), documents], separators=(",", ":"))
-        return hashlib.sha256(content.encode()).hexdigest()
+    def bytes(self) -> dict[str, int]:
+        return {split: sums["bytes"] for split, sums in self._splits.items()}
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        return {split: sums["tokens"] for split, sums in self._splits.items()}
 
     def summary(self) -> dict[str, Any]:
         """What a plan or report quotes, as JSON: documents and bytes of each split and source, the largest first."""
-        splits = {split: [e for e in self.entries if e.split == split] for split in ("train", "held_out")}
-        versions = {entry.source: entry.version for entry in self.entries}
-        sizes, counts, digests = Counter(), Counter(), {source: hashlib.sha256() for source in versions}
-        for entry in self.entries:
-            sizes[entry.source] += entry.bytes
-            counts[entry.source] += 1
-            digests[entry.source].update(f"{entry.file}\0{entry.sha256}\n".encode(errors="surrogateescape"))
+        whole = self._hash.copy()
+        whole.update(b"]]")
         return {
-            "manifest": self.hash,
-            "held_out_share": float(self.held_out),
-            **{
-                split: {"documents": len(entries), "bytes": sum(entry.bytes for entry in entries)}
-                for split, entries in splits.items()
-            },
-            "skipped": dict(self.skipped),
+            "manifest": whole.hexdigest(),
+            "held_out_share": self.held_out,
+            **self._splits,
             "sources": [
                 {
                     "name": source,
-                    "version": versions[source],
-                    "documents": counts[source],
+                    "version": self._versions[source],
+                    "documents": self._counts[source],
                     "bytes": size,
-                    "sha256": digests[source].hexdigest(),
+                    "sha256": self._digests[source].hexdigest(),
                 }
-                for source, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+                for source, size in sorted(self._sizes.items(), key=lambda item: (-item[1], item[0]))
             ],
         }
-
-    def write(self, directory: Path) -> None:
-        write_json(
-            directory / FILE,
-            {
-                "schema": SCHEMA,
-                "manifest": self.hash,
-                "held_out": self.held_out,
-                "skipped": dict(self.skipped),
-                "entries": [asdict(entry) for entry in self.entries],
-            },
-        )
-
-
-def read_manifest(directory: Path) -> Manifest:
-    content = read_json(directory / FILE)
-    entries = tuple(Entry(**entry) for entry in content["entries"])
-    return Manifest(held_out=content["held_out"], entries=entries, skipped=content["skipped"])
 
 
 def describe_summary(summary: Mapping[str, Any], largest: int = 5) -> str:

@@ -1,17 +1,25 @@
 """The order in which a stream takes what there is: all in an order that the seed draws, then all in another, without end."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
+MOST = 2**32  # that can be put in an order
 
-def shuffled(count: int, seed: int, part: int = 0) -> Any:
-    """order[i] is the number, below `count`, of what stands at place i. Access is random: nothing is kept. part: streams of
-    one seed that are independent of each other."""
+
+def seeds(seed: int, streams: int) -> list[int]:
+    """Of so many streams of one run. Hashed seeds lie far apart: no run's second epoch is another's first."""
+    return np.random.SeedSequence(seed).generate_state(streams).tolist()
+
+
+def shuffled(count: int, seed: int) -> Callable[[int], int]:
+    """order(i) is the number, below `count`, of what stands at place i, as grain.MapDataset.range(count).shuffle(seed).repeat()
+    has it, in half of the time. Access is random: nothing is kept."""
     # Here, because it imports jax, which a planner need not have loaded.
-    import grain
+    from grain.experimental import index_shuffle
 
-    # grain draws epoch e from its seed + e. Hashed seeds lie far apart: no run's second epoch is another's first.
-    entropy = seed if not part else [seed, part]
-    drawn = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    return grain.MapDataset.range(count).shuffle(seed=drawn).repeat()
+    def order(place: int) -> int:
+        epoch, place = divmod(place, count)
+        return index_shuffle(place, max_index=count - 1, seed=(seed + epoch) % 2**32, rounds=4)
+
+    return order

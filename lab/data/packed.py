@@ -11,7 +11,7 @@ Letters: B rows of a batch, n places of a row.
 import numpy as np
 from jaxtyping import Int
 
-from lab.data.order import shuffled
+from lab.data.order import seeds, shuffled
 from lab.data.prepare import Corpus, Split, load
 from lab.forms import Objective
 from lab.spec import Data
@@ -28,11 +28,11 @@ class Packed:
             raise ValueError(
                 f"objective.T = {length}: the training documents fill no row of it: use fewer, or more text"
             )
-        self._order = shuffled(self.rows, seed)
+        self._order = shuffled(self.rows, seeds(seed, 1)[0])
 
     def batch(self, first: int, rows: range) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B n"]]:
         """What enters and what is predicted, int32, of places first + rows of the stream."""
-        return self._train.read(np.array([self._order[first + row] for row in rows]), self.sep)
+        return self._train.read(np.array([self._order(first + row) for row in rows]), self.sep)
 
     def held_out(self, count: int) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B n"]]:
         """The same for every seed: rows evenly spaced over the held-out documents."""

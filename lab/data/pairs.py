@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lab.data.order import shuffled
+from lab.data.order import seeds, shuffled
 from lab.data.packed import evenly
 from lab.data.prepare import Corpus, Split, load
 from lab.data.tokenizers import Tokenizer
@@ -37,12 +37,14 @@ class Pairs:
                     f"objective.buckets: no pair to train on falls into ({form.S}, {form.T}): leave it out "
                     "(lab.data.pairs.pairs_objective finds buckets for a corpus)"
                 )
-        self._orders = [shuffled(len(members), seed, part=index + 1) for index, members in enumerate(self._members)]
+        self._orders = [
+            shuffled(len(members), s) for members, s in zip(self._members, seeds(seed, len(forms)), strict=True)
+        ]
 
     def batch(self, bucket: int, first: int, rows: range) -> Batch:
         """Places first + rows of the bucket's own stream."""
         order, members = self._orders[bucket], self._members[bucket]
-        chosen = members[[order[first + row] for row in rows]]
+        chosen = members[[order(first + row) for row in rows]]
         return self._train.batch(self.forms[bucket], chosen, self.tokenizer)
 
     def held_out(self, count: int) -> list[tuple[Form, Batch]]:

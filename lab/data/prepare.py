@@ -1,12 +1,12 @@
-"""From a corpus to tokens on disk, once: `describe` for the planner, `load` for the trainer.
+"""From a source of text to tokens on disk, once: `describe` for the planner, `prepare` for a directory of one's own, `load`
+for the trainer.
 
-    <cache>/corpora/<manifest hash>/<tokenizer>/tokens.bin     every document's tokens, one after the other
-                                                offsets.npy    int64 [documents + 1]: where each begins, and the end
-                                                held_out.npy   bool [documents]
-                                                manifest.json  summary.json
-    <cache>/corpora/listings/<key>.json                        which manifest an unchanged corpus has: no reading again
+    <cache>/corpora/<manifest hash>/<tokenizer>/    a prepared directory (lab.data.manifest)
+    <cache>/corpora/listings/<key>.json             which manifest an unchanged corpus has: no reading again
+    <cache>/tokenizers/<name>/                      the files of tokenizers that corpora were prepared with
 
-A directory appears whole, by a rename. Two processes that prepare the same corpus do the work twice and keep one.
+A directory appears whole, by a rename. Until then work lies in a hidden directory beside it, which one process holds by a
+lock: what a killed one has done of it the next one keeps, and the result is the same bytes.
 """
 
 import contextlib
@@ -15,26 +15,30 @@ import json
 import os
 import shutil
 import time
-import uuid
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
 from lab.cache import cache_directory
-from lab.data.corpora import Listing, listing
-from lab.data.manifest import Entry, Manifest, describe_summary, differences
-from lab.data.tokenizers import TOKENIZERS, Tokenizer
-from lab.records import SCHEMA, read_json, write_json
-from lab.spec import Data, nearest
+from lab.data import index, workers
+from lab.data.corpora import listing
+from lab.data.corpus import Corpus, Shards, Share, Split, open_corpus, tokenizer_in
+from lab.data.documents import Listing
+from lab.data.manifest import FILE, SHARDS, Sums, describe_summary, differences, shard_file
+from lab.data.parts import stem
+from lab.data.subwords import find, keep
+from lab.data.tokenizers import Tokenizer
+from lab.data.workers import Progress
+from lab.records import SCHEMA, read_json, write_bytes, write_json
+from lab.spec import Data
 
-TOKENS, OFFSETS, HELD_OUT, SUMMARY = "tokens.bin", "offsets.npy", "held_out.npy", "summary.json"
-VERSION = 1  # of this file's rules: raised when the same documents would be stored otherwise
-ABANDONED = 24 * 3600  # seconds after which an unfinished directory is some killed process's
+VERSION = 2  # of how documents are stored: raised when the same ones would be stored otherwise
+ABANDONED = 24 * 3600  # seconds after which unfinished work is some killed process's
+PREPARED = "prepared"  # the corpus that is a prepared directory
+Report = Callable[[Progress], None]
+
+__all__ = ["Corpus", "Described", "Progress", "Shards", "Share", "Split", "describe", "load", "prepare", "tokenizer_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,197 +52,282 @@ class Described:
         return f"{self.data.corpus}: {describe_summary(self.summary)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Documents of one split: document d is tokens[starts[d] : starts[d] + lengths[d]]. `tokens` is memory-mapped.
-    sources: of a corpus of pairs, how many tokens of each document are its source (the others are its target)."""
-
-    tokens: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    sources: np.ndarray | None = None
-
-    def read(self, starts_B: np.ndarray, length: int) -> Int[np.ndarray, "B n"]:
-        """int32 tokens of the spans of one length that begin at these places."""
-        return self.tokens[starts_B[:, None] + np.arange(length)].astype(np.int32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    train: Split
-    held_out: Split
-    tokenizer: Tokenizer
-    summary: dict[str, Any]
-
-
 def describe(
-    corpus: str, path: str | Path | None = None, held_out: float = 0.05, tokenizer: str = "bytes"
+    corpus: str,
+    path: str | Path | None = None,
+    held_out: float = 0.05,
+    tokenizer: str | Path = "bytes",
+    *,
+    workers: int | None = None,
+    report: Report | None = None,
 ) -> Described:
-    """Finds the corpus on this machine, prepares it where that has not been done, and says what it is.
+    """Finds the corpus on this machine, prepares it in the cache where that has not been done, and says what it is.
 
+    Corpus 'prepared' is the directory `path`, with the tokenizer and the held-out documents that it was prepared with.
     Raises ValueError for an unknown corpus, tokenizer or path, and for one without at least two documents of text.
     """
-    if not (isinstance(held_out, int | float) and 0 < held_out <= 0.5):
-        raise ValueError(f"data.held_out = {held_out!r}: use a share of the documents in (0, 0.5]")
-    encoder = _tokenizer(tokenizer)
+    if corpus == PREPARED:
+        return _described_directory(path)
+    encoder, share = find(tokenizer), _share(held_out)
     found = listing(corpus, None if path is None else str(path))
-    key = hashlib.sha256(json.dumps([VERSION, found.fingerprint, float(held_out)]).encode()).hexdigest()
-    index = _root() / "listings" / f"{key[:32]}.json"
-    known = _read(index)
-    directory = _root() / known["manifest"] / tokenizer if known else None
-    if directory is None or not (directory / SUMMARY).exists():
-        directory = _prepare(corpus, found, encoder, float(held_out))
-        write_json(index, {"schema": SCHEMA, "manifest": directory.parent.name})
-    summary = read_json(directory / SUMMARY)
+    shortcut = _root() / "listings" / f"{_key(found.fingerprint, share)[:32]}.json"
+    known = _read(shortcut)
+    directory = _root() / known["manifest"] / encoder.name if known else None
+    if directory is None or not (directory / FILE).exists():
+        _remove_abandoned(_root(), ".preparing-*", ABANDONED)
+        directory = _build(
+            corpus,
+            found,
+            encoder,
+            share,
+            work=_root() / f".preparing-{_key(found.fingerprint, share, encoder.name)[:16]}",
+            processes=workers,
+            report=report,
+        )
+        write_json(shortcut, {"schema": SCHEMA, "manifest": directory.parent.name})
+        keep(encoder)
+    return _described(corpus, found.path, read_json(directory / FILE))
+
+
+def prepare(
+    corpus: str,
+    path: str | Path | None,
+    out: Path,
+    *,
+    tokenizer: str | Path = "bytes",
+    held_out: float = 0.05,
+    licence: str | None = None,
+    workers: int | None = None,
+    report: Report | None = None,
+) -> Described:
+    """Prepares a corpus in a directory of its own, which needs nothing else to be loaded; started again, it goes on with
+    what is done. licence: written into the manifest (default: what the source says of itself).
+
+    Raises ValueError as `describe` does, and where `out` is there and of other text or settings.
+    """
+    encoder, share, out = find(tokenizer), _share(held_out), Path(out).expanduser().absolute()
+    found = listing(corpus, None if path is None else str(path))
+    licence = licence or found.licence
+    made_from = _key(found.fingerprint, share, encoder.name, licence)
+    if not out.exists():
+        work = out.parent / f".{out.name}.preparing-{made_from[:16]}"
+        _remove_abandoned(out.parent, f".{out.name}.preparing-*", 0, but=work)
+        _build(
+            corpus,
+            found,
+            encoder,
+            share,
+            work=work,
+            out=out,
+            processes=workers,
+            report=report,
+            about={"licence": licence, "made_from": made_from},
+        )
+    described = _described_directory(out)
+    if described.summary.get("made_from") != made_from:
+        raise ValueError(
+            f"out = {str(out)!r}: it is there, of another text, tokenizer or held-out share "
+            f"({describe_summary(described.summary)}): choose another --out, or delete it"
+        )
+    return described
+
+
+def load(data: Data, expected: Mapping[str, Any] | None = None) -> Corpus:
+    """The corpus whose manifest `data` names: from the cache, also where what is installed has changed since; else from
+    the prepared directory it names, else prepared from what is found here. Raises ValueError where that is another text;
+    `expected`, the summary that the plan recorded, lets the error name the sources that differ."""
+    corpus = open_corpus(_directory(data, expected))
+    if corpus.summary["train"]["tokens"] != data.train_tokens or corpus.tokenizer.name != data.tokenizer:
+        raise ValueError(
+            f"data.train_tokens = {data.train_tokens}, data.tokenizer = {data.tokenizer!r}: manifest {data.manifest[:12]} has "
+            f"{corpus.summary['train']['tokens']} of {corpus.tokenizer.name!r}; take both from lab.data.describe"
+        )
+    return corpus
+
+
+def tokenizer_of(data: Data) -> Tokenizer:
+    """The tokenizer of a run's text, without the text where that is not needed."""
+    with contextlib.suppress(ValueError):
+        return find(data.tokenizer)
+    directory = _directory(data)
+    return tokenizer_in(directory, read_json(directory / FILE))
+
+
+def _directory(data: Data, expected: Mapping[str, Any] | None = None) -> Path:
+    """Where the prepared corpus of this manifest lies, prepared now if need be."""
+    directory = _root() / data.manifest / data.tokenizer
+    if (directory / FILE).exists():
+        return directory
+    found = describe(data.corpus, data.path, data.held_out, data.tokenizer)
+    if found.data.manifest != data.manifest:
+        differ = differences(expected, found.summary) if expected else ""
+        raise ValueError(
+            f"data.manifest = {data.manifest[:12]}...: corpus {data.corpus!r} is another text on this machine "
+            f"({describe_summary(found.summary)}){'; ' + differ if differ else ''}. Copy {directory.parent} from "
+            "the machine that made the plan, install the versions that it lists, or plan again here"
+        )
+    return Path(str(data.path)) if data.corpus == PREPARED else directory
+
+
+def _described_directory(path: str | Path | None) -> Described:
+    if path is None:
+        raise ValueError("data.path = None: corpus 'prepared' needs a directory that `lab data prepare --out` wrote")
+    directory = Path(path).expanduser().absolute()
+    if not (directory / FILE).exists():
+        raise ValueError(
+            f"data.path = {str(path)!r}: no {FILE} there: `lab data prepare SOURCE --out {path}` prepares a corpus"
+        )
+    return _described(PREPARED, str(directory), open_corpus(directory).summary)
+
+
+def _described(corpus: str, path: str | None, summary: dict[str, Any]) -> Described:
     data = Data(
         corpus=corpus,
-        path=found.path,
+        path=path,
         manifest=summary["manifest"],
         train_tokens=summary["train"]["tokens"],
-        tokenizer=tokenizer,
-        vocabulary=encoder.text,
-        held_out=float(held_out),
+        tokenizer=summary["tokenizer"]["name"],
+        vocabulary=summary["tokenizer"]["vocabulary"],
+        held_out=summary["held_out_share"],
     )
     return Described(data=data, summary=summary)
 
 
-def load(data: Data, expected: Mapping[str, Any] | None = None) -> Corpus:
-    """The corpus whose manifest `data` names: from the cache, also where what is installed has changed since; else
-    prepared from what is found here. Raises ValueError where that is another text; `expected`, the summary that the
-    plan recorded, lets the error name the sources that differ."""
-    encoder = _tokenizer(data.tokenizer)
-    directory = _root() / data.manifest / data.tokenizer
-    if not (directory / SUMMARY).exists():
-        found = describe(data.corpus, data.path, data.held_out, data.tokenizer)
-        if found.data.manifest != data.manifest:
-            differ = differences(expected, found.summary) if expected else ""
-            raise ValueError(
-                f"data.manifest = {data.manifest[:12]}...: corpus {data.corpus!r} is another text on this machine "
-                f"({describe_summary(found.summary)}){'; ' + differ if differ else ''}. Copy {directory.parent} from "
-                "the machine that made the plan, install the versions that it lists, or plan again here"
+def _build(
+    corpus: str,
+    found: Listing,
+    tokenizer: Tokenizer,
+    share: float,
+    *,
+    work: Path,
+    out: Path | None = None,
+    processes: int | None,
+    report: Report | None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Reads, tokenizes, deduplicates, splits and stores every document in `out`, else in the cache; that directory. What the
+    source or the tokenizer is at fault for leaves nothing behind; what else went wrong leaves the parts that are done."""
+    with _alone(work):
+        if out is not None and out.exists():  # another process was at it
+            shutil.rmtree(work, ignore_errors=True)
+            return out
+        try:
+            parts, whole = _resumed(work)
+            for file, content in tokenizer.files.items():
+                write_bytes(work / "tokenizer" / file, content)
+            workers.run(
+                found,
+                tokenizer,
+                parts,
+                corpus=corpus,
+                tokenizer_path=str(work / "tokenizer") if tokenizer.files else tokenizer.name,
+                workers=processes,
+                report=report,
             )
-    return _open(directory, encoder, data)
+            records = index.Parts(parts, len(found.parts))
+            repeated = index.duplicates(records, work)
+            skipped = {**records.skipped(), "duplicate": int(repeated.sum())}
+            if (live := len(repeated) - skipped["duplicate"]) < 2:
+                raise ValueError(_too_few(corpus, found.path, live, skipped))
+            whole.mkdir()
+            divided = index.split(records, repeated, share)
+            sums = index.write(records, repeated, divided, whole)
+            shards = [
+                {"file": shard_file(i), "tokens": n["tokens"]} for i, n in enumerate(records.notes) if n["tokens"]
+            ]
+            summary = {
+                "schema": SCHEMA,
+                "corpus": corpus,
+                "licence": found.licence,
+                "tokenizer": _about_tokenizer(tokenizer, sums),
+                **sums.summary(),
+                "skipped": skipped,
+                "pairs": records.pairs,
+                "moved": divided.moved is not None,
+                "unused_tokens": sum(n["tokens"] for n in records.notes) - sum(sums.tokens.values()),
+                "shards": shards,
+                **(about or {}),
+            }
+            for file, content in tokenizer.files.items():
+                (whole / file).write_bytes(content)
+            (whole / SHARDS).mkdir()
+            for number, note in enumerate(records.notes):
+                if note["tokens"]:
+                    stem(parts, number).with_suffix(".tokens").replace(whole / shard_file(number))
+            write_json(whole / FILE, summary)
+            directory = _publish(whole, out or _root() / summary["manifest"] / tokenizer.name)
+        except ValueError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+    return directory
 
 
-def _open(directory: Path, tokenizer: Tokenizer, data: Data) -> Corpus:
+def _resumed(work: Path) -> tuple[Path, Path]:
+    """The directories of parts and of the whole, with what was done before in the first and the second not there."""
+    parts, whole = work / "parts", work / "whole"
+    parts.mkdir(exist_ok=True)
+    for half in parts.glob(".*"):
+        half.unlink(missing_ok=True)
+    for shard in (whole / SHARDS).glob("*.bin"):
+        shard.replace(parts / f"{shard.stem}.tokens")
+    shutil.rmtree(whole, ignore_errors=True)
+    return parts, whole
+
+
+def _about_tokenizer(tokenizer: Tokenizer, sums: Sums) -> dict[str, Any]:
+    """scale: by what the bytes of its tokens are multiplied, so that those of the held-out tokens add up to the held-out
+    bytes: 1 where they do so in every document; a tokenizer that changes text (case, accents, spaces) can not."""
+    spelled, held_out = sums.spelled["held_out"], sums.bytes["held_out"]
+    if sums.inexact and not spelled:
+        raise ValueError(f"data.tokenizer = {tokenizer.name!r}: its tokens stand for no bytes: use another tokenizer")
+    return {
+        "name": tokenizer.name,
+        "vocabulary": tokenizer.text,
+        "files": {file: hashlib.sha256(content).hexdigest() for file, content in tokenizer.files.items()},
+        "exact": sums.inexact == 0,
+        "inexact_documents": sums.inexact,
+        "scale": held_out / spelled if sums.inexact else 1.0,
+    }
+
+
+def _publish(whole: Path, directory: Path) -> Path:
+    for file in whole.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    directory.parent.mkdir(parents=True, exist_ok=True)
     try:
-        summary = read_json(directory / SUMMARY)
-        offsets = np.load(directory / OFFSETS)
-        held_out = np.load(directory / HELD_OUT)
-        tokens = np.memmap(directory / TOKENS, tokenizer.dtype, mode="r").view(np.ndarray)
-        if not len(tokens) == offsets[-1] or not len(held_out) == len(offsets) - 1:
-            raise ValueError(f"{len(tokens)} tokens, {offsets[-1]} expected")
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{directory}: not a whole corpus ({error}); delete this folder to prepare it again"
-        ) from error
-    if summary["train"]["tokens"] != data.train_tokens:
-        raise ValueError(
-            f"data.train_tokens = {data.train_tokens}: manifest {data.manifest[:12]} has "
-            f"{summary['train']['tokens']}; take both from lab.data.describe"
-        )
-    starts, lengths = offsets[:-1], np.diff(offsets)
-    train, held = (
-        Split(tokens=tokens, starts=starts[chosen], lengths=lengths[chosen]) for chosen in (~held_out, held_out)
-    )
-    return Corpus(train=train, held_out=held, tokenizer=tokenizer, summary=summary)
-
-
-def _prepare(corpus: str, found: Listing, tokenizer: Tokenizer, held_out: float) -> Path:
-    """Reads, deduplicates, splits and stores every document; the directory that holds it."""
-    root = _root()
-    root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob(".preparing-*"):
-        # Another process may end its work, and with it the directory, meanwhile.
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
-    temporary = root / f".preparing-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
-    try:
-        documents, offsets, skipped = _write_tokens(temporary / TOKENS, found, tokenizer)
-        if len(documents) < 2:
-            raise ValueError(_too_few(corpus, found.path, len(documents), skipped))
-        held = held_out_documents([document["sha256"] for document in documents], held_out)
-        manifest = Manifest(
-            held_out=held_out,
-            entries=tuple(
-                Entry(**document, split="held_out" if is_held else "train")
-                for document, is_held in zip(documents, held, strict=True)
-            ),
-            skipped=skipped,
-        )
-        summary = {"schema": SCHEMA, "corpus": corpus, "tokenizer": tokenizer.name, **manifest.summary()}
-        lengths = np.diff(offsets)
-        summary["train"]["tokens"] = int(lengths[~held].sum())
-        summary["held_out"]["tokens"] = int(lengths[held].sum())
-        np.save(temporary / OFFSETS, offsets)
-        np.save(temporary / HELD_OUT, held)
-        manifest.write(temporary)
-        write_json(temporary / SUMMARY, summary)
-        return _publish(temporary, root / manifest.hash / tokenizer.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_tokens(
-    file: Path, found: Listing, tokenizer: Tokenizer
-) -> tuple[list[dict[str, Any]], np.ndarray, dict[str, int]]:
-    """Entries without their split, int64 offsets [documents + 1], and what was skipped."""
-    documents, offsets, seen = [], [0], set()
-    skipped = Counter({"not_text": 0, "empty": 0, "duplicate": 0})
-    with file.open("wb") as stream:
-        for document in found.read():
-            content = document.content
-            if content is None:
-                skipped["not_text"] += 1
-                continue
-            raw = content.encode() if isinstance(content, str) else content.tobytes()
-            digest = hashlib.sha256(raw).hexdigest()
-            if not raw or digest in seen:
-                skipped["duplicate" if raw else "empty"] += 1
-                continue
-            seen.add(digest)
-            tokens = tokenizer.encode(content) if isinstance(content, str) else content.astype(tokenizer.dtype)
-            stream.write(tokens.tobytes())
-            offsets.append(offsets[-1] + len(tokens))
-            documents.append(
-                {
-                    "source": document.source,
-                    "version": document.version,
-                    "file": document.file,
-                    "sha256": digest,
-                    "bytes": len(raw),
-                }
-            )
-    return documents, np.asarray(offsets, np.int64), dict(skipped)
-
-
-def held_out_documents(digests: list[str], share: float) -> np.ndarray:
-    """bool [documents]: held out is a document whose hash, read as a fraction, lies below `share`. So a document's
-    split does not change with the others: what one machine trains on, none holds out at the same share. Only where a
-    side would be empty, the document that comes nearest moves over."""
-    fractions = np.array([int(digest[:16], 16) / 2**64 for digest in digests])
-    held = fractions < share
-    if not held.any():
-        held[fractions.argmin()] = True
-    elif held.all():
-        held[fractions.argmax()] = False
-    return held
-
-
-def _publish(temporary: Path, directory: Path) -> Path:
-    for file in temporary.iterdir():
-        with file.open("rb+") as stream:
-            os.fsync(stream.fileno())
-    directory.parent.mkdir(exist_ok=True)
-    try:
-        temporary.rename(directory)
+        whole.rename(directory)
     except OSError:
         # Another process was first with the same text. Anything else is an error.
-        if not (directory / SUMMARY).exists():
+        if not (directory / FILE).exists():
             raise
     return directory
+
+
+@contextlib.contextmanager
+def _alone(work: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the work directory, made if need be, until the end; BlockingIOError where another does and `wait` is false."""
+    import fcntl
+
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError), (work / "lock").open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Whoever held it may have ended, and removed the directory.
+            if os.path.samestat(os.fstat(stream.fileno()), (work / "lock").stat()):
+                yield
+                return
+
+
+def _remove_abandoned(root: Path, pattern: str, seconds: float, but: Path | None = None) -> None:
+    for left in root.glob(pattern):
+        # Another process may end its work, and with it the directory, meanwhile.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            if left != but and time.time() - left.stat().st_mtime >= seconds:
+                with _alone(left, wait=False):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _too_few(corpus: str, path: str | None, count: int, skipped: Mapping[str, int]) -> str:
@@ -250,10 +339,14 @@ def _too_few(corpus: str, path: str | None, count: int, skipped: Mapping[str, in
     )
 
 
-def _tokenizer(name: str) -> Tokenizer:
-    if name not in TOKENIZERS:
-        raise ValueError(f"data.tokenizer = {name!r}: {nearest(name, list(TOKENIZERS))}")
-    return TOKENIZERS[name]
+def _share(held_out: float) -> float:
+    if not (isinstance(held_out, int | float) and 0 < held_out <= 0.5):
+        raise ValueError(f"data.held_out = {held_out!r}: use a share of the documents in (0, 0.5]")
+    return float(held_out)
+
+
+def _key(*of: Any) -> str:
+    return hashlib.sha256(json.dumps([VERSION, *of]).encode()).hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -1,11 +1,11 @@
-"""Text to token ids and back. A tokenizer is one entry in `TOKENIZERS`.
+"""Text to token ids and back. A tokenizer is one entry in `TOKENIZERS`, or a file that lab.data.subwords reads.
 
 Text tokens are the ids below `text`. Above them come `sep`, `mask`, `pad` and then as many ids as an objective needs for
 itself (`special`; lab.spec.Objective.specials): none of them ever occurs in text.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,10 @@ class Tokenizer:
     token_bytes: Float[np.ndarray, "text"]  # UTF-8 bytes that each of them stands for
     encode: Callable[[str], np.ndarray]  # text -> dtype [tokens]
     decode: Callable[[ArrayLike], str]  # ids -> text; specials are dropped, broken UTF-8 becomes U+FFFD
+    # Several texts at once, where that is quicker than one by one.
+    encode_all: Callable[[Sequence[str]], list[np.ndarray]] | None = None
+    # What it is made from, by file name: a corpus keeps it beside its tokens.
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def sep(self) -> int:

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lab.preemption import Preempted
-from sweeps.cli import arms, control, fits, futures, runs, studies
+from sweeps.cli import arms, control, data, fits, futures, runs, studies
 
 COMMANDS = {
     "quickstart": studies.quickstart,
     "plan": studies.plan,
     "run": studies.run,
     "report": fits.report,
+    "data": data.data,
     # A study that runs, or has run.
     "status": control.status,
     "logs": control.logs,
@@ -51,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lab", description=DESCRIPTION, args=arguments)
+        if arguments[0] == "data":
+            tyro.extras.subcommand_cli_from_dict(
+                data.COMMANDS, prog="lab data", description=data.data.__doc__, args=arguments[1:] or ["--help"]
+            )
+        else:
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lab", description=DESCRIPTION, args=arguments)
     except (ValueError, OSError) as error:
         if debug:
             raise

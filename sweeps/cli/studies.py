@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lab import records
 from sweeps.cli.control import count, study_directory
+from sweeps.cli.data import of_source
 from sweeps.files import files_at
 from sweeps.launch import local
 from sweeps.launch.ray_node import Cluster
@@ -19,27 +20,47 @@ from sweeps.launch.slurm import Job, submit
 from sweeps.plan import Plan, PlannedRun
 from sweeps.plan import plan as make_plan
 from sweeps.store import Store
-from sweeps.study import load
+from sweeps.study import load, name_of
 
 Name = Annotated[str, tyro.conf.Positional]
 CLUSTER, JOB = Cluster(), Job()
 
 
-def quickstart(out: Path = Path("runs/quickstart"), workers: int | None = None, preset: str = "small") -> None:
+def quickstart(
+    out: Path | None = None,
+    workers: int | None = None,
+    preset: str = "small",
+    data: str | None = None,
+    tokenizer: str = "bytes",
+) -> None:
     """Plan, train, fit and report the quickstart study: four arms on installed Python source, about 5 minutes on 2 cores.
 
     Example: lab quickstart
+    Example: lab quickstart --data ./novels
+    Example: lab quickstart --data HuggingFaceFW/fineweb-edu:config=sample-10BT --tokenizer tokenizer.json
 
     Args:
-        out: the study's directory
+        out: the study's directory (default: runs/quickstart, and with --data runs/quickstart-<the text's name>)
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
         preset: small, or smoke for a minute's check that all parts work
+        data: other text: a directory of `lab data prepare`, files, or a Hugging Face data set, as `lab data prepare` takes it
+        tokenizer: of text that is not prepared: bytes, a tokenizer.json, a sentencepiece .model, or a name on the hub
     """
-    run("quickstart", preset=preset, out=str(out), workers=workers)
-    report(str(out))
+    text = of_source(data, tokenizer)
+    directory = out or Path("runs") / ("quickstart" if text is None else f"quickstart-{name_of(text)}")
+    run("quickstart", preset=preset, out=str(directory), workers=workers, data=data, tokenizer=tokenizer)
+    report(str(directory))
 
 
-def plan(study: Name, /, preset: str = "small", out: str | None = None, replace_plan: bool = False) -> None:
+def plan(
+    study: Name,
+    /,
+    preset: str = "small",
+    out: str | None = None,
+    data: str | None = None,
+    tokenizer: str = "bytes",
+    replace_plan: bool = False,
+) -> None:
     """Solve a study and show every run before anything is spent; refuse what can not be matched.
 
     Example: lab plan chung_ladder
@@ -49,9 +70,11 @@ def plan(study: Name, /, preset: str = "small", out: str | None = None, replace_
         study: a shipped study, or a path to a file that defines study(preset)
         preset: which size of the study
         out: write plan.json and go no further
+        data: other text than the study's own, as `lab data prepare` takes it, or a directory that it wrote
+        tokenizer: of text that is not prepared
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
-    solved = make_plan(load(study, preset))
+    solved = make_plan(load(study, preset, of_source(data, tokenizer)))
     show(solved, Console())
     if out is not None:
         print(f"{out.rstrip('/')}/{records.PLAN}: {Store(out).write_plan(solved.to_json(), replace=replace_plan)}")
@@ -62,6 +85,8 @@ def run(
     /,
     preset: str = "small",
     out: str | None = None,
+    data: str | None = None,
+    tokenizer: str = "bytes",
     workers: int | None = None,
     on: Literal["local", "ray", "slurm"] = "local",
     ray: Cluster = CLUSTER,
@@ -82,12 +107,15 @@ def run(
 
     Example: lab run chung_ladder --workers 2
     Example: lab run ./mine.py --out runs/mine --retry
+    Example: lab run quickstart --data ./novels
     Example: lab run runs/mine (the plan in that directory, such as one that `lab design --write` has added runs to)
 
     Args:
         study: a shipped study, a path to a file that defines study(preset), or a directory with a plan
         preset: which size of the study
         out: the study's directory (default: runs/<study's name>), or a place in an object store, such as gs://bucket/mine
+        data: other text than the study's own, as `lab data prepare` takes it, or a directory that it wrote
+        tokenizer: of text that is not prepared: bytes, a tokenizer.json, a sentencepiece .model, or a name on the hub
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs; on Ray as many as fit)
         on: local for this machine, ray for a Ray cluster, slurm for jobs of a Slurm cluster, as many as --workers says
         ray: which Ray cluster, and what each worker takes of it
@@ -134,7 +162,11 @@ def run(
     written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
         console.print(f"planning {study}; the first time, the corpus is read and tokenized")
-    solved = make_plan(load(study, preset)) if written is None else propose.read(Store(written).records())
+    solved = (
+        make_plan(load(study, preset, of_source(data, tokenizer)))
+        if written is None
+        else propose.read(Store(written).records())
+    )
     if on == "ray":
         kind, at_once = ray.kind, workers or 1
     elif on == "slurm":

@@ -12,6 +12,7 @@ expected   not run yet at `long`; at `small` the steps differ by a few hundredth
 4   decoder_only      causal inputs
 """
 
+from lab.spec import Data
 from lab.structure import LADDER
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
@@ -22,8 +23,8 @@ PRESETS = {
 }
 
 
-def study(preset: str = "small") -> Study:
-    data, chosen = corpus("python"), PRESETS[preset]
+def study(preset: str = "small", data: Data | None = None) -> Study:
+    data, chosen = data or corpus("python"), PRESETS[preset]
     return Study(
         name="chung_ladder",
         question="Removing one piece of an encoder-decoder's structure at a time: what does each cost at matched compute?",

@@ -5,6 +5,7 @@ cost       1.1e13 FLOPs in 72 runs; about 6 minutes on 2 CPU cores
 expected   docs/learning-rate.md: the measured losses, the optimum of each size and the fitted power law
 """
 
+from lab.spec import Data
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
@@ -12,8 +13,8 @@ PRESETS = {"small": (1.6e11,)}
 RATES = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 
 
-def study(preset: str = "small") -> Study:
-    data = corpus("python")
+def study(preset: str = "small", data: Data | None = None) -> Study:
+    data = data or corpus("python")
     return Study(
         name="learning_rate",
         question="Which peak learning rate is best for each size of encoder-decoder and decoder-only?",

@@ -1,23 +1,25 @@
 """Does the encoder-decoder's structure pay at the smallest scale? The lab from end to end.
 
-command    lab quickstart
+command    lab quickstart (on other text: lab quickstart --data SOURCE)
 cost       1.1e13 FLOPs in 56 runs; about 5 minutes on 2 CPU cores
 expected   see the README: differences of a few hundredths of a nat against a seed noise of as much; three budgets over
            a factor of 16 can show who is ahead there, and not where curves cross
 """
 
+from lab.spec import Data
 from sweeps.ladder import ladder
-from sweeps.study import Study, arm, corpus
+from sweeps.study import Study, arm, corpus, name_of
 
 # smoke: the same study at a size that shows in a minute whether every part works, and nothing else.
 PRESETS = {"small": {"budgets": (3e10, 1.2e11, 4.8e11), "batch": 8}, "smoke": {"budgets": (1e9, 2e9, 4e9), "batch": 1}}
 
 
-def study(preset: str = "small") -> Study:
-    data = corpus("python")
+def study(preset: str = "small", data: Data | None = None) -> Study:
+    text = "Python source" if data is None else name_of(data)
+    data = data or corpus("python")
     return Study(
         name="quickstart",
-        question="At matched compute on Python source, does an encoder-decoder's structure beat a decoder-only model?",
+        question=f"At matched compute on {text}, does an encoder-decoder's structure beat a decoder-only model?",
         arms={
             "encoder_decoder": arm("encoder_decoder", data, S=64, T=64),
             "prefix_lm": arm("prefix_lm", data, S=64, T=64),

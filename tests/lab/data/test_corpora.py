@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.data import corpora
+from lab.data import corpora, text_files
 from lab.data.corpora import CORPORA, listing
 from lab.data.synthetic import DOCUMENT, FIRST, entropy_rate, markov_documents, markov_transitions, uniform_documents
 
@@ -53,7 +55,7 @@ def environment(tmp_path, monkeypatch):
 
 def documents(corpus: str, path: Path | None = None):
     found = listing(corpus, None if path is None else str(path))
-    return [(document.source, document.file, document.content) for document in found.read()]
+    return [(document.source, document.name, document.content) for document in found.read()]
 
 
 def test_python_is_the_library_and_the_closure_of_base_dependencies(environment):
@@ -113,10 +115,10 @@ def test_text_is_every_visible_utf8_file(tmp_path):
 
 @given(st.text(alphabet="ab\n", max_size=6000))
 def test_a_long_file_is_cut_and_nothing_is_lost(content):
-    pieces = list(corpora._pieces(content))
+    pieces = list(text_files.pieces(content))
     assert "".join(pieces) == content
-    assert all(pieces) and all(len(piece) <= corpora.LONGEST for piece in pieces)
-    assert len(pieces) >= len(content) // corpora.SHORTEST
+    assert all(pieces) and all(len(piece) <= text_files.LONGEST for piece in pieces)
+    assert len(pieces) >= len(content) // text_files.SHORTEST
 
 
 def test_a_file_is_cut_at_blank_lines(tmp_path):
@@ -201,7 +203,7 @@ def test_folders_that_can_not_be_read_are_errors(tmp_path, monkeypatch):
     def refuse(top, onerror):
         onerror(PermissionError("not yours"))
 
-    monkeypatch.setattr(corpora.os, "walk", refuse)
+    monkeypatch.setattr(text_files.os, "walk", refuse)
     with pytest.raises(ValueError, match="not yours"):
         listing("text", str(tmp_path))
 
@@ -210,8 +212,14 @@ def test_every_corpus_lists_itself_twice_alike(environment, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.txt").write_text("a")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.uint16))
+    paths = {"text": folder, "hf": tmp_path, "tokens": tmp_path / "a.npy"}
     for name, corpus in CORPORA.items():
-        path = str(folder) if name == "text" else None
+        if name == "hf":
+            continue  # needs an extra: test_hub
+        path = str(paths.get(name, tmp_path / f"a.{name}")) if name in (*paths, "jsonl", "parquet") else None
         assert corpus(path).fingerprint == corpus(path).fingerprint, name
 
 

@@ -158,11 +158,13 @@ def test_a_corpus_on_disk_counts_and_reads_alike():
     data = describe("markov").data
     examples = Examples(load(data), 48, seed=0)
     train, held_out = count_windows(data, 48)
-    assert train == examples.windows == len(examples._train.before[:-1]) * (16_384 // 48)
+    assert train == examples.windows == len(load(data).train.lengths) * (16_384 // 48)
     assert len(examples.held_out(held_out)) == held_out
     batch = examples.batch(3, 16)
     assert type(batch) is np.ndarray and batch.dtype == np.int32
-    assert all(row.astype(np.uint8).tobytes() in load(data).train.tokens.tobytes() for row in batch)
+    train = load(data).train
+    text = b"".join(train.document(number).astype(np.uint8).tobytes() for number in range(len(train.lengths)))
+    assert all(row.astype(np.uint8).tobytes() in text for row in batch)
 
 
 def test_a_batch_takes_less_than_a_millisecond():

@@ -1,21 +1,23 @@
 """Manifests, splits, and the cache that holds a corpus's tokens."""
 
+import hashlib
+import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.cache import cache_directory
-from lab.data import describe, load, prepare
-from lab.data.manifest import describe_summary, differences, read_manifest
+from lab.data import describe, index, load
+from lab.data.manifest import describe_summary, differences
+from lab.data.parts import RECORD
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +40,7 @@ def folder(tmp_path):
 
 
 def contents(split) -> list[bytes]:
-    return [
-        split.tokens[start : start + length].tobytes()
-        for start, length in zip(split.starts, split.lengths, strict=True)
-    ]
+    return [split.document(number).astype(np.uint8).tobytes() for number in range(len(split.lengths))]
 
 
 def test_tokens_are_the_documents_and_the_splits_are_disjoint(folder):
@@ -84,34 +83,61 @@ def test_the_manifest_changes_with_content_name_and_share(folder):
     assert len(seen) == 4
 
 
-def test_the_manifest_file_holds_every_document(folder, own_cache):
+def test_the_index_holds_every_document_and_the_hash_is_of_all_of_them(folder, own_cache):
     described = describe("text", folder)
-    manifest = read_manifest(own_cache / described.data.manifest / "bytes")
-    assert manifest.hash == described.data.manifest
-    assert len(manifest.entries) == 40
-    assert manifest.summary() == {
-        key: {k: v for k, v in value.items() if k != "tokens"} if key in ("train", "held_out") else value
-        for key, value in described.summary.items()
-        if key not in ("schema", "corpus", "tokenizer")
-    }
+    directory = own_cache / described.data.manifest / "bytes"
+    rows = pq.read_table(directory / "documents.parquet").to_pylist()
+    assert [row["file"] for row in rows] == sorted(file.name for file in folder.iterdir())
+    for row in rows:
+        content = (folder / row["file"]).read_bytes()
+        assert row["sha256"] == hashlib.sha256(content).digest() and row["bytes"] == row["tokens"] == len(content)
+    names = [["text", r["file"], r["sha256"].hex(), "held_out" if r["held_out"] else "train"] for r in rows]
+    content = json.dumps([1, 0.05, names], separators=(",", ":"))
+    assert described.data.manifest == hashlib.sha256(content.encode()).hexdigest()
     assert "40 documents" in str(described) and described.data.manifest[:12] in str(described)
 
 
-DIGESTS = st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), min_size=2, max_size=60, unique=True)
+DIGESTS = st.lists(st.binary(min_size=32, max_size=32), min_size=2, max_size=60, unique=True)
 
 
-@given(DIGESTS, st.floats(0.001, 0.5))
-def test_both_splits_have_documents_and_a_document_stays_in_its_own(digests, share):
-    held = prepare.held_out_documents(digests, share)
-    assert held.any() and not held.all()
-    below = np.array([int(digest, 16) / 2**256 < share for digest in digests])
+def records(digests: list[bytes], parts: int = 1) -> list[tuple[int, int, np.ndarray]]:
+    found = np.zeros(len(digests), RECORD)
+    found["digest"] = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4)
+    found["key"] = found["digest"][:, 0]
+    pieces = np.array_split(found, parts)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    return [(i, int(end) - len(piece), piece) for i, (piece, end) in enumerate(zip(pieces, ends, strict=True))]
+
+
+@given(DIGESTS, st.floats(0.001, 0.5), st.integers(1, 5))
+def test_both_splits_have_documents_and_a_document_stays_in_its_own(digests, share, parts):
+    divided = index.split(records(digests, parts), np.zeros(len(digests), bool), share)
+    assert divided.train and divided.held_out and divided.train + divided.held_out == len(digests)
+    below = np.array([int.from_bytes(digest) / 2**256 < share for digest in digests])
     if below.any() and not below.all():
-        np.testing.assert_array_equal(held, below)
+        assert divided.moved is None and divided.held_out == below.sum()
+    else:
+        nearest = min if not below.any() else max
+        assert divided.moved == digests.index(nearest(digests, key=lambda digest: digest[:8]))
+
+
+@pytest.mark.parametrize("bucket", [2, 7, 2**20])
+def test_duplicates_are_found_whatever_the_bucket(tmp_path, monkeypatch, bucket):
+    monkeypatch.setattr(index, "BUCKET", bucket)
+    rng = np.random.default_rng(0)
+    digests = [hashlib.sha256(bytes([number])).digest() for number in rng.integers(0, 60, 200)]
+
+    class Parts(list):
+        documents = len(digests)
+
+    found = index.duplicates(Parts(records(digests, 3)), tmp_path)
+    assert found.tolist() == [digest in digests[:place] for place, digest in enumerate(digests)]
 
 
 def test_the_held_out_share_is_about_what_was_asked_for():
-    digests = [os.urandom(32).hex() for _ in range(20_000)]
-    assert prepare.held_out_documents(digests, 0.05).mean() == pytest.approx(0.05, abs=0.01)
+    digests = [os.urandom(32) for _ in range(20_000)]
+    divided = index.split(records(digests), np.zeros(len(digests), bool), 0.05)
+    assert divided.held_out / len(digests) == pytest.approx(0.05, abs=0.01)
 
 
 def test_an_unchanged_corpus_is_not_read_again(folder, monkeypatch):
@@ -133,7 +159,7 @@ def test_a_run_keeps_its_text_when_the_folder_changes(folder):
 
 def fail_reading(patch):
     texts = iter(["one", "two", "three"])
-    patch.setattr("lab.data.corpora._text", lambda file: next(texts))  # and no fourth
+    patch.setattr("lab.data.text_files.read_text", lambda file: next(texts))  # and no fourth
 
 
 def fail_publishing(patch):
@@ -144,30 +170,21 @@ def fail_publishing(patch):
 
 
 @pytest.mark.parametrize("fail", [fail_reading, fail_publishing])
-def test_a_build_that_fails_leaves_nothing(folder, own_cache, monkeypatch, fail):
+def test_a_build_that_fails_is_no_corpus(folder, own_cache, monkeypatch, fail):
     with monkeypatch.context() as patch:
         fail(patch)
         with pytest.raises((OSError, RuntimeError)):
             describe("text", folder)
-    assert not any(path.is_file() for path in own_cache.rglob("*"))
+    files = [path.relative_to(own_cache) for path in own_cache.rglob("*") if path.is_file()]
+    assert {file.parts[0][:11] for file in files} == {".preparing-"}
     load(describe("text", folder).data)
-
-
-def test_a_build_that_is_killed_is_not_taken_for_a_corpus(folder, own_cache):
-    code = (
-        "import os, sys; from lab.data import manifest, prepare\n"
-        "manifest.Manifest.write = lambda *_: os._exit(9)\n"
-        "prepare.describe('text', sys.argv[1])"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(folder)], timeout=60).returncode == 9
-    assert [path.name[:11] for path in own_cache.iterdir()] == [".preparing-"]
-    load(describe("text", folder).data)
+    assert not list(own_cache.glob(".*"))
 
 
 def test_what_killed_processes_left_is_removed_in_time(folder, own_cache):
     old, young = own_cache / ".preparing-old", own_cache / ".preparing-young"
     for directory in (old, young):
-        directory.mkdir(parents=True)
+        (directory / "parts").mkdir(parents=True)
     os.utime(old, (1, 1))
     describe("text", folder)
     assert young.exists() and not old.exists()
@@ -186,7 +203,7 @@ def test_a_torn_index_is_only_a_shortcut_lost(folder, own_cache):
     assert describe("text", folder) == first
 
 
-@pytest.mark.parametrize("file", ["tokens.bin", "offsets.npy", "held_out.npy"])
+@pytest.mark.parametrize("file", ["shards/00000.bin", "train.starts.npy", "held_out.lengths.npy"])
 def test_torn_tokens_are_refused(folder, own_cache, file):
     data = describe("text", folder).data
     torn = own_cache / data.manifest / "bytes" / file
@@ -203,7 +220,7 @@ def test_another_text_is_refused_and_the_difference_named(folder, own_cache, tmp
         load(described.data)
     with pytest.raises(ValueError, match=r"text has other contents \(39 documents here, 40 there\)"):
         load(described.data, described.summary)
-    with pytest.raises(ValueError, match=r"data\.train_tokens = 7: .* take both from lab\.data\.describe"):
+    with pytest.raises(ValueError, match=r"data\.train_tokens = 7.* take both from lab\.data\.describe"):
         load(replace(describe("text", folder).data, train_tokens=7))
 
 
@@ -281,7 +298,7 @@ def test_the_real_python_corpus(cache, monkeypatch, tmp_path_factory):
     assert share == pytest.approx(0.05 / 0.95, rel=0.2)
     assert "MB to train on" in describe_summary(described.summary)
     corpus = load(described.data)
-    assert b"def " in corpus.train.tokens[: 10**5].tobytes()
+    assert b"def " in corpus.train.document(0).astype(np.uint8).tobytes()
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):

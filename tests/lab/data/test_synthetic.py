@@ -192,7 +192,7 @@ def test_wrong_targets_are_impossible():
         ("late_dictionary:keys=32,values=32", "1024 entries.*at most 160"),
         ("associative_recall:pairs=40", r"pairs = 40: use a whole number in \[1, 32\]"),
         ("copy:documents=1", r"documents = 1: use a whole number in \[2, 1e\+06\]"),
-        ("python:length=2", "corpus 'python' has no settings"),
+        ("python:length=2", "no setting 'length': it takes none"),
     ],
 )
 def test_bad_names_say_what_to_do(corpus, message):

@@ -1,0 +1,149 @@
+"""Plain text: a folder of files, each a document, or one long file that is cut into documents."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.data import documents
+from lab.data.documents import LONGEST_DOCUMENT, MB, Document, Listing, Part, digest, gather, part_size, states
+from lab.spec import nearest
+
+# A file given by itself is one long text. So that it can be split, it is cut into documents: 20 or more, of at most
+# LONGEST and, as far as that leaves any, at least SHORTEST characters.
+PIECES, SHORTEST, LONGEST = 20, 1024, 65_536
+# How far behind a part's place in a long file a line end is looked for, before it is cut at any character.
+LOOK_AHEAD = MB
+_UTF8_LONGEST = 4  # bytes of a character
+
+
+def text(path: str | None = None) -> Listing:
+    """A folder: each file in it is a document, hidden ones excepted. A file, and one of more than 16 MiB in a folder: cut
+    into documents at blank lines."""
+    if path is None:
+        raise ValueError("data.path = None: corpus 'text' needs the path of a folder or a file")
+    root = existing(path)
+    names = folder_files(root) if root.is_dir() else [""]
+    if not names:
+        raise ValueError(f"data.path = {path!r}: no files in this folder (hidden ones are left out): use another one")
+    found = states(root, names)
+    most = part_size(sum(size for _, size, _ in found))
+    found_parts: list[Part] = []
+    for name, size, _ in found:
+        if name and size <= LONGEST_DOCUMENT:
+            found_parts.append(_whole(root, name, size))
+        else:
+            begins = range(0, max(size, 1), documents.PART)  # what is in memory at once, however large the file
+            found_parts += [_piece(root, name, at, min(at + documents.PART, size)) for at in begins]
+    return Listing(path=str(root), fingerprint=digest(["text", str(root), found]), parts=gather(found_parts, most))
+
+
+def _whole(root: Path, name: str, size: int) -> Part:
+    def read() -> Iterator[Document]:
+        yield Document(source="text", version="", file=name, content=read_text(root / name))
+
+    return Part(size=size, read=read)
+
+
+def _piece(root: Path, name: str, start: int, end: int) -> Part:
+    def read() -> Iterator[Document]:
+        file = root / name if name else root
+        try:
+            with file.open("rb") as stream:
+                stream.seek(0, os.SEEK_END)
+                whole = stream.tell()
+                first, last = _boundary(stream, start, whole), _boundary(stream, end, whole)
+                stream.seek(first)
+                raw = stream.read(last - first)
+        except OSError as error:
+            raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+        content = _decoded(raw)
+        if content is None:
+            yield Document(source="text", version="", file=name or root.name, content=None)
+            return
+        # A longer text is cut into pieces of LONGEST characters, wherever it is looked at.
+        size = LONGEST if whole > PIECES * LONGEST * _UTF8_LONGEST else None
+        for number, piece in enumerate(pieces(content, size)):
+            yield Document(source="text", version="", file=name or root.name, content=piece, number=number)
+
+    return Part(size=end - start, read=read)
+
+
+def _boundary(stream, place: int, whole: int) -> int:
+    """Where a part that should begin at `place` does: after the next line end, if one is near, else at a character."""
+    if place <= 0 or place >= whole:
+        return min(max(place, 0), whole)
+    stream.seek(place)
+    ahead = stream.read(LOOK_AHEAD)
+    at = ahead.find(b"\n")
+    if at >= 0:
+        return place + at + 1
+    # No more than three bytes go on with a character that began before.
+    most = min(_UTF8_LONGEST, len(ahead))
+    return place + next((i for i in range(most) if ahead[i] & 0xC0 != 0x80), most)
+
+
+def read_text(file: Path) -> str | None:
+    """The file's text, exactly; None where it is not UTF-8 or holds a NUL, which text does not."""
+    try:
+        return _decoded(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+
+
+def _decoded(raw: bytes) -> str | None:
+    try:
+        content = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in content else content
+
+
+def pieces(content: str, size: int | None = None) -> Iterator[str]:
+    """Cuts after the last blank line, else line end, else anywhere; size (characters): by default what gives 20."""
+    size = size or min(max(len(content) // PIECES, SHORTEST), LONGEST)
+    start = 0
+    while start < len(content):
+        end = start + size
+        if end < len(content):
+            for mark in ("\n\n", "\n"):
+                at = content.rfind(mark, start + size // 2, end)
+                if at >= 0:
+                    end = at + len(mark)
+                    break
+        yield content[start:end]
+        start = end
+
+
+def existing(path: str) -> Path:
+    """The absolute path; ValueError, with what is there instead, where it is of nothing."""
+    root = Path(path).expanduser().absolute()
+    if not root.exists():
+        raise ValueError(f"data.path = {path!r}: no such folder or file{_sibling(root)}")
+    return root
+
+
+def folder_files(root: Path) -> list[str]:
+    """Every file below a folder, hidden ones left out, as paths within it; sorted."""
+
+    def stop(error: OSError) -> None:
+        raise ValueError(f"data.path = {str(root)!r}: can not be read ({error})") from error
+
+    found = []
+    for folder, folders, files in os.walk(root, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = [Path(folder) / name for name in files if not name.startswith(".")]
+        found += [file.relative_to(root).as_posix() for file in visible if file.is_file()]
+    return sorted(found)
+
+
+def _sibling(path: Path) -> str:
+    """' in FOLDER (did you mean ...?)' for a path that is not there."""
+    parent = path.parent
+    while not parent.is_dir():
+        path, parent = parent, parent.parent
+    try:
+        names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        names = []
+    hint = nearest(path.name, names[:200]) if names else "it is empty"
+    return f": {path.name!r} is not in {parent} ({hint if len(hint) < 200 else f'{len(names)} others are'})"

@@ -1,0 +1,115 @@
+"""Text that is tokens already: .npy arrays, and .bin files of raw ids as nanoGPT and llm.c write them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lab.data.documents import LONGEST_DOCUMENT, Document, Listing, Part, digest, gather, part_size, states
+from lab.data.text_files import existing, folder_files
+from lab.spec import nearest
+
+SUFFIXES = (".npy", ".bin")
+# Tokens of the pieces that a stream without separators is cut into.
+LONGEST = 65_536
+# llm.c's header: 256 int32, of which the first are this number, a version, and the count of tokens.
+MAGIC, HEADER = 20240520, 1024
+KINDS = ("uint8", "uint16", "uint32", "int32", "int64")
+
+
+def tokens(path: str | None = None, *, dtype: str = "uint16", separator: str | None = None) -> Listing:
+    """Each row of a 2-D .npy is a document. A .bin, or a 1-D .npy, is one stream: it is cut before each `separator` (an id
+    that begins a document), or, where none is given, into pieces of 65,536 tokens. dtype: of a .bin without a header."""
+    if path is None:
+        raise ValueError("data.path = None: corpus 'tokens' needs the path of a .npy or .bin file, or a folder of them")
+    if dtype not in KINDS:
+        raise ValueError(f"dtype = {dtype!r}: {nearest(dtype, list(KINDS))}")
+    if separator is not None and not separator.isdigit():
+        raise ValueError(f"separator = {separator!r}: use the id of the token that begins a document")
+    cut = None if separator is None else int(separator)
+    root = existing(path)
+    names = [name for name in folder_files(root) if name.endswith(SUFFIXES)] if root.is_dir() else [""]
+    if not names:
+        raise ValueError(f"data.path = {path!r}: no .npy or .bin in this folder: use another one")
+    found = states(root, names)
+    most = part_size(sum(size for _, size, _ in found))
+    parts = []
+    for name, _, _ in found:
+        file, shown = (root / name if name else root), name or root.name
+        array = _open(file, dtype)
+        rows = max(1, most // max(1, array.itemsize * (array.shape[1] if array.ndim == 2 else 1)))
+        if array.ndim == 1:
+            rows = -(-rows // LONGEST) * LONGEST
+        for start in range(0, len(array), rows):
+            end = min(start + rows, len(array))
+            size = (end - start) * array.nbytes // max(1, len(array))
+            parts.append(Part(size=size, read=_reader(file, shown, dtype, cut, start, end)))
+    if not parts:
+        raise ValueError(f"data.path = {path!r}: no tokens in it: use another file or folder")
+    return Listing(
+        path=str(root), fingerprint=digest(["tokens", str(root), dtype, cut, found]), parts=gather(parts, most)
+    )
+
+
+def _open(file: Path, dtype: str) -> np.ndarray:
+    """Memory-mapped."""
+    try:
+        if file.name.endswith(".npy"):
+            array = np.load(file, mmap_mode="r")
+        else:
+            with file.open("rb") as stream:
+                head = np.frombuffer(stream.read(12), "<i4")
+            if len(head) == 3 and head[0] == MAGIC:
+                array = np.memmap(file, "<u2", mode="r", offset=HEADER)
+                if len(array) != head[2]:
+                    raise ValueError(f"{len(array):,} tokens, and its header says {head[2]:,}")
+            else:
+                array = np.memmap(file, np.dtype(dtype).newbyteorder("<"), mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{file}: not a whole file of tokens ({error}): fetch it again or remove it") from error
+    if array.dtype.kind not in "ui" or array.ndim not in (1, 2):
+        raise ValueError(
+            f"{file}: {array.dtype} of {array.ndim} dimensions: use whole numbers, in one stream or [documents, tokens]"
+        )
+    return array
+
+
+def _reader(file: Path, shown: str, dtype: str, cut: int | None, start: int, end: int):
+    def read() -> Iterator[Document]:
+        array = _open(file, dtype)
+        try:
+            for number, content in enumerate(_documents(array, cut, start, end)):
+                yield Document(source="tokens", version="", file=shown, content=content, number=number)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    return read
+
+
+def _documents(array: np.ndarray, cut: int | None, start: int, end: int) -> Iterator[np.ndarray]:
+    if array.ndim == 2:
+        yield from (np.ascontiguousarray(row) for row in array[start:end])
+    elif cut is None:
+        yield from (np.array(array[at : min(at + LONGEST, end)]) for at in range(start, end, LONGEST))
+    else:
+        # A part has the documents that begin in it; the last may end behind it.
+        places = np.flatnonzero(array[start:end] == cut) + start
+        if start == 0 and (not len(places) or places[0] > 0):
+            places = np.concatenate([[0], places])
+        for at, following in zip(places, [*places[1:], _next(array, cut, end)] if len(places) else [], strict=True):
+            if following - at > LONGEST_DOCUMENT:
+                raise ValueError(
+                    f"{following - at:,} tokens from {at:,} on without separator {cut}: more than the {LONGEST_DOCUMENT:,} that "
+                    "one document may have: give the id that begins documents here"
+                )
+            yield np.array(array[at:following])
+
+
+def _next(array: np.ndarray, cut: int, place: int) -> int:
+    """The first place from `place` on at which a document begins, or the end."""
+    step = 2**20
+    for at in range(place, len(array), step):
+        found = np.flatnonzero(array[at : at + step] == cut)
+        if len(found):
+            return at + int(found[0])
+    return len(array)

@@ -1,0 +1,172 @@
+"""One corpus, whoever prepares it and whatever interrupts them: the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lab.data import documents, load, workers
+from lab.data.parts import done
+from lab.data.prepare import prepare
+
+PART = 20_000
+SCRIPT = f"""
+import os, signal, sys
+from lab.data import documents
+from lab.data.prepare import prepare
+documents.PART = {PART}
+source, out, count, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+
+def report(progress):
+    if progress.parts >= kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+prepare("jsonl", source, out, workers=count, report=report)
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(documents, "PART", PART)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """About 20 parts; a sixth of the lines are duplicates of others, in parts of their own and in others."""
+    folder = tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
+    for file in range(3):
+        with (folder / f"{file}.jsonl").open("w") as stream:
+            for _ in range(1000):
+                number = int(rng.integers(0, 8000))
+                stream.write(json.dumps({"text": f"document {number} " * 8}) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "PART", PART)
+        prepare("jsonl", source, out, workers=1)
+    return contents(out)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(directory)): file.read_bytes() for file in sorted(directory.rglob("*")) if file.is_file()
+    }
+
+
+def test_there_are_parts_and_duplicates(undisturbed):
+    summary = json.loads(undisturbed["manifest.json"])
+    assert len(summary["shards"]) > 15 and summary["skipped"]["duplicate"] > 300
+    assert summary["unused_tokens"] > 0
+    assert summary["train"]["documents"] + summary["held_out"]["documents"] + summary["skipped"]["duplicate"] == 3000
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_workers_change_no_byte(source, undisturbed, tmp_path, count):
+    seen = []
+    prepare("jsonl", source, tmp_path / "out", workers=count, report=seen.append)
+    assert contents(tmp_path / "out") == undisturbed
+    assert seen[-1].parts == seen[-1].of_parts and seen[-1].source == seen[-1].of_source > 0
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("count", "kill_at"), [(1, 1), (1, 9), (2, 3), (2, 14)])
+def test_killed_and_started_again_it_is_the_same_and_goes_on(source, undisturbed, tmp_path, count, kill_at):
+    out = tmp_path / "out"
+    killed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(source), str(out), str(count), str(kill_at)], timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL and not out.exists()
+    (work,) = tmp_path.glob(".out.preparing-*")
+    finished = [number for number in range(30) if done(work / "parts", number)]
+    assert len(finished) >= kill_at
+    time.sleep(0.3 if count > 1 else 0)  # workers end once they see that nobody listens
+    reports: list[workers.Progress] = []
+    prepare("jsonl", source, out, workers=3 - count, report=reports.append)
+    assert reports[0].parts >= len(finished)
+    assert contents(out) == undisturbed
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("at", ["lab.data.index.write", "lab.data.prepare._publish", "lab.data.prepare.write_json"])
+def test_interrupted_at_the_end_it_goes_on(source, undisturbed, tmp_path, monkeypatch, at):
+    out = tmp_path / "out"
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(at, fail)
+        with pytest.raises(OSError, match="disk full"):
+            prepare("jsonl", source, out, workers=1)
+    assert not out.exists()
+    reports: list[workers.Progress] = []
+    prepare("jsonl", source, out, workers=1, report=reports.append)
+    assert not reports  # every part was there
+    assert contents(out) == undisturbed
+
+
+def test_train_and_held_out_never_overlap(source, undisturbed, tmp_path):
+    prepare("jsonl", source, tmp_path / "out")
+    corpus = load(prepare("jsonl", source, tmp_path / "out").data)
+    sides = [
+        [bytes(split.document(i).astype(np.uint8)) for i in range(len(split.lengths))]
+        for split in (corpus.train, corpus.held_out)
+    ]
+    assert all(len(set(side)) == len(side) for side in sides)
+    assert not set(sides[0]) & set(sides[1])
+    texts = {json.loads(line)["text"].encode() for file in source.iterdir() for line in file.read_text().splitlines()}
+    assert set(sides[0]) | set(sides[1]) == texts
+
+
+def test_a_worker_that_finds_a_broken_line_leaves_nothing(source, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    lines = (source / "0.jsonl").read_text().splitlines(keepends=True)
+    (broken / "a.jsonl").write_text("".join(lines[:700]) + '{"text": \n' + "".join(lines[700:]))
+    for count in (1, 2):
+        with pytest.raises(ValueError, match=r"a\.jsonl:701: not a JSON object"):
+            prepare("jsonl", broken, tmp_path / "out", workers=count)
+        assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_worker_that_dies_is_told_of(source, undisturbed, tmp_path, monkeypatch):
+    """Its parts are kept: only what was cut off is made again."""
+
+    class Doomed(subprocess.Popen):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            os.kill(self.pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.subprocess, "Popen", Doomed)
+        with pytest.raises((RuntimeError, OSError)):
+            prepare("jsonl", source, tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
+    prepare("jsonl", source, tmp_path / "out", workers=2)
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_a_source_that_changed_is_prepared_anew(source, tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes((source / "0.jsonl").read_bytes())
+    first = prepare("jsonl", folder, tmp_path / "out", workers=1)
+    assert prepare("jsonl", folder, tmp_path / "out", workers=2).data == first.data
+    with (folder / "a.jsonl").open("a") as stream:
+        stream.write(json.dumps({"text": "one more"}) + "\n")
+    with pytest.raises(ValueError, match=r"it is there, of another text, .*: choose another --out, or delete it"):
+        prepare("jsonl", folder, tmp_path / "out")
+    (tmp_path / ".other.preparing-0123456789abcdef").mkdir()  # of the source before it changed
+    prepare("jsonl", folder, tmp_path / "other", workers=1)
+    assert not list(tmp_path.glob(".*"))
