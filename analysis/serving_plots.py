@@ -15,22 +15,30 @@ PANELS = (
 
 
 def conversation(frame: pd.DataFrame, title: str, *, baseline: str = "decoder_only") -> Figure:
-    """Rows of lab.conversation.Measured, one a structure and turn; a panel for each cost."""
+    """Rows of lab.conversation.Measured, one a structure and turn; a panel for each cost. Times are medians."""
     names = list(dict.fromkeys(frame["structure"]))
     others = [name for name in names if name != baseline]
     with style():
         figure = Figure(figsize=(9.6, 6.6), layout="constrained")
         axes = figure.subplots(2, 2)
         for axis, (column, heading, unit, label) in zip(axes.flat, PANELS, strict=True):
-            for name in names:
+            for place, name in enumerate(sorted(names, key=baseline.__eq__)):  # the baseline on top
                 rows = frame[frame["structure"] == name]
                 index = 0 if name == baseline else others.index(name)
                 colour, marker = (
                     BASELINE if name == baseline else (COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
                 )
                 line = "-" if index < len(COLOURS) else "--"
+                shift = 0.2 * (place / max(1, len(names) - 1) - 0.5)  # equal numbers stay visible
                 axis.plot(
-                    rows["turn"], rows[column] / unit, color=colour, marker=marker, ls=line, ms=5, alpha=0.9, label=name
+                    rows["turn"] + shift,
+                    rows[column] / unit,
+                    color=colour,
+                    marker=marker,
+                    ls=line,
+                    ms=5,
+                    alpha=0.9,
+                    label=name,
                 )
             axis.set(title=heading, xlabel="turn of the conversation", ylabel=label)
             axis.set_ylim(bottom=0)

@@ -12,6 +12,7 @@ Letters: B batch, n inputs so far, U new ones from the user, T tokens of a reply
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -98,12 +99,14 @@ class Measured:
     prefill_flops: int
     decode_flops: int
     cache_bytes: int
-    first_token_seconds: float
+    first_token_seconds: float  # medians of all repeats
     token_seconds: float | None
+    fastest_first_token_seconds: float  # of all repeats, for machines that others use too
+    fastest_token_seconds: float | None
 
 
 def measure(
-    structure: Structure,
+    structures: Sequence[Structure],
     shape: Shape,
     options: Options,
     V: int,
@@ -114,43 +117,51 @@ def measure(
     batch: int = 1,
     precision: str = "f32",
     repeats: int = 3,
+    on_round: Callable[[int], None] = lambda done: None,
 ) -> list[Measured]:
-    """A conversation of random tokens with a model that is not trained: time does not depend on what is said.
+    """Conversations of random tokens with models that are not trained: time does not depend on what is said.
 
-    It is had once so that everything is compiled, and then `repeats` times, of which medians are taken. FLOPs are `exact`.
+    Each structure has its conversation once so that everything is compiled, and then all take turns for `repeats` rounds,
+    so that what else the machine does falls on all alike. FLOPs are `exact`. on_round(done) is called after each round.
     """
     if min(turns, user, reply, batch, repeats) < 1:
         raise ValueError(f"{turns=}, {user=}, {reply=}, {batch=}, {repeats=}: use at least 1 of each")
-    bytes_per_element = np.dtype(DTYPES[precision]).itemsize
-    counted = cost.conversation(
-        structure, shape, options, V, turns=turns, user=user, reply=reply, convention="exact",
-        bytes_per_element=bytes_per_element,
-    )  # fmt: skip
-    model = Transformer(structure=structure, shape=shape, options=options, V=V, precision=precision)
-    params = jax.device_put(model.init(0))
     text = V - 4  # ids below the specials
-    said_B = np.random.default_rng(0).integers(0, text, (turns, batch, user)).astype(np.int32)
-    times: list[list[Said]] = []
-    for _ in range(1 + repeats):
-        talk = Conversation(model, params, sep=text, choices=text)
-        times.append([talk.turn(user_BU, reply) for user_BU in said_B])
-    rows, inputs = [], 0
-    for index, (turn, said) in enumerate(zip(counted, zip(*times[1:], strict=True), strict=True)):
-        assert said[0].cache_bytes == batch * turn.cache_bytes, "the arrays are what cost.conversation counts"
-        inputs += user
-        later = [one.token_seconds for one in said if one.token_seconds is not None]
-        rows.append(
-            Measured(
-                structure=structure.name,
-                turn=index + 1,
-                inputs=inputs,
-                read=said[0].read,
-                prefill_flops=turn.prefill,
-                decode_flops=turn.decode,
-                cache_bytes=said[0].cache_bytes,
-                first_token_seconds=statistics.median(one.first_token_seconds for one in said),
-                token_seconds=statistics.median(later) if later else None,
+    user_RBU = np.random.default_rng(0).integers(0, text, (turns, batch, user)).astype(np.int32)
+    models = [
+        Transformer(structure=structure, shape=shape, options=options, V=V, precision=precision)
+        for structure in structures
+    ]
+    params = [jax.device_put(model.init(0)) for model in models]
+    rounds: list[list[list[Said]]] = []  # by round, structure and turn
+    for done in range(1 + repeats):
+        talks = [Conversation(m, p, sep=text, choices=text) for m, p in zip(models, params, strict=True)]
+        rounds.append([[talk.turn(user_BU, reply) for user_BU in user_RBU] for talk in talks])
+        on_round(done)
+    measured = []
+    for index, structure in enumerate(structures):
+        counted = cost.conversation(
+            structure, shape, options, V, turns=turns, user=user, reply=reply, convention="exact",
+            bytes_per_element=np.dtype(DTYPES[precision]).itemsize,
+        )  # fmt: skip
+        for turn, expected in enumerate(counted):
+            said = [of_structure[index][turn] for of_structure in rounds[1:]]
+            assert said[0].cache_bytes == batch * expected.cache_bytes, "the arrays are what cost.conversation counts"
+            first = [one.first_token_seconds for one in said]
+            later = [one.token_seconds for one in said if one.token_seconds is not None]
+            measured.append(
+                Measured(
+                    structure=structure.name,
+                    turn=turn + 1,
+                    inputs=turn * (user + reply) + user,
+                    read=said[0].read,
+                    prefill_flops=expected.prefill,
+                    decode_flops=expected.decode,
+                    cache_bytes=said[0].cache_bytes,
+                    first_token_seconds=statistics.median(first),
+                    token_seconds=statistics.median(later) if later else None,
+                    fastest_first_token_seconds=min(first),
+                    fastest_token_seconds=min(later, default=None),
+                )
             )
-        )
-        inputs += reply
-    return rows
+    return measured

@@ -1,5 +1,6 @@
 """Commands on trained models, and on what it costs to use one: sample, evaluate, serve-cost."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from sweeps import ladder
 from sweeps.cli.runs import Path_, read
 
 BASE = "decoder_only"
+WIDTH = 120  # of a table that is not printed to a terminal
 
 
 def sample(
@@ -164,38 +166,35 @@ def serve_cost(
     shape = ladder.shape(D, L, head_width=head_width)
     shape = shape if K is None else spec.Shape(**{**vars(shape), "K": K})
     chosen = _structures(structures)
-    console, rows = Console(), []
-    for structure in chosen:
-        console.print(f"[dim]{structure.name}[/]", highlight=False)
-        rows += measure(
-            structure, shape, Options(), V,
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    with console.status("compiling") as status:
+        rows = measure(
+            chosen, shape, Options(), V,
             turns=turns, user=user, reply=reply, batch=batch, precision=precision, repeats=repeats,
+            on_round=lambda done: status.update(f"{done} of {repeats} conversations with each of {len(chosen)}"),
         )  # fmt: skip
     base = {row.turn: row for row in rows if row.structure == BASE}
-    table = Table(
-        "structure", "turn", "inputs", "read", "prefill FLOPs", "reply FLOPs", "cache MiB", "first token, ms", "ms a token",
-        *(("FLOPs", "cache", "first token", "a token") if base else ()), box=None, pad_edge=False,
-    )  # fmt: skip
+    table = Table(box=None, pad_edge=False)
+    for heading in ("structure", "turn", "inputs", "read", "GFLOPs", "cache MiB", "first token ms", "a token ms"):
+        table.add_column(heading, justify="left" if heading == "structure" else "right", no_wrap=True)
     for row in rows:
-        cells = [row.structure, row.turn, row.inputs, row.read, f"{row.prefill_flops:.3g}", f"{row.decode_flops:.3g}",
-                 f"{row.cache_bytes / 2**20:.2f}", f"{row.first_token_seconds * 1e3:.2f}", _ms(row.token_seconds)]  # fmt: skip
-        if base:
-            other = base[row.turn]
-            cells += [
-                f"x {ours / theirs:.2f}" if ours and theirs else ""
-                for ours, theirs in (
-                    (row.prefill_flops + row.decode_flops, other.prefill_flops + other.decode_flops),
-                    (row.cache_bytes, other.cache_bytes),
-                    (row.first_token_seconds, other.first_token_seconds),
-                    (row.token_seconds, other.token_seconds),
-                )
-            ]
-        table.add_row(*map(str, cells), end_section=row.turn == turns)
+        other = base.get(row.turn)
+        cells = [row.structure, row.turn, row.inputs, row.read]
+        for unit, value in (
+            (1e9, lambda r: r.prefill_flops + r.decode_flops),
+            (2**20, lambda r: r.cache_bytes),
+            (1e-3, lambda r: r.first_token_seconds),
+            (1e-3, lambda r: r.token_seconds),
+        ):
+            own = value(row)
+            factor = f" x{own / value(other):<5.2f}" if own and other else ""
+            cells.append("" if own is None else f"{own / unit:.3g}{factor}")
+        table.add_row(*map(str, cells))
     console.print(table)
     device = jax.local_devices()[0].device_kind
     print(
-        f"{device}, {precision}, {batch} side by side; exact FLOPs of one of them, medians of {repeats}"
-        + (f"; x: times {BASE}" if base else "")
+        f"{device}, {precision}, {batch} side by side; exact FLOPs of reading and reply of one of them, medians of {repeats}"
+        + (f"; x: of {BASE}" if base else "")
     )
     if out:
         import pandas as pd
@@ -208,10 +207,6 @@ def serve_cost(
         title = f"D = {D}, L = {L}, {user} + {reply} tokens a turn, batch {batch}, {precision}, {device}"
         plots.save(serving_plots.conversation(frame, title), out / "serve-cost.png")
         print(f"{out / 'serve-cost.csv'}\n{out / 'serve-cost.png'}")
-
-
-def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
 def _structures(names: str | None) -> list[Structure]:

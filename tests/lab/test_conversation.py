@@ -99,11 +99,11 @@ def test_each_reply_is_the_likeliest_after_all_that_was_said(name):
 
 def test_measured_turns_have_times_and_the_formulas_numbers():
     structure = STRUCTURES["decoder_only"]
-    rows = measure(structure, TINY, Options(), V, turns=2, user=3, reply=2, batch=2, precision="bf16", repeats=1)
+    rows = measure([structure], TINY, Options(), V, turns=2, user=3, reply=2, batch=2, precision="bf16", repeats=1)
     counted = cost.conversation(structure, TINY, Options(), V, turns=2, user=3, reply=2, convention="exact")
     assert [(row.turn, row.inputs, row.read) for row in rows] == [(1, 3, 3), (2, 8, 3)]
     assert [row.prefill_flops for row in rows] == [turn.prefill for turn in counted]
     assert [row.cache_bytes for row in rows] == [2 * turn.cache_bytes for turn in counted]
     assert all(row.first_token_seconds > 0 and row.token_seconds > 0 for row in rows)
     with pytest.raises(ValueError, match="use at least 1 of each"):
-        measure(structure, TINY, Options(), V, turns=0, user=3, reply=2)
+        measure([structure], TINY, Options(), V, turns=0, user=3, reply=2)
