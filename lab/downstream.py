@@ -6,8 +6,10 @@ choices   JSON lines {"context": text, "choices": [text, ..], "answer": index}: 
 pairs     JSON lines {"source": text, "target": text}: the target is written greedily until SEP ends it; exact match, and chrF
           (Popović 2015) as sacreBLEU computes it.
 
-Other keys of a line are left alone. Rows of near lengths go through one compiled program (lab.serving.bucket), `BATCH` at a
-time. Letters: B batch, C slots for inputs, T target length, V vocabulary.
+Other keys of a line are left alone. Contexts and sources are read whole, however many inputs the model was trained on. Rows
+of near lengths go through one compiled program (lab.serving.bucket), `BATCH` at a time.
+
+Letters: B batch, C slots for inputs, T target length, V vocabulary.
 """
 
 import hashlib
