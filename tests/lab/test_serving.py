@@ -13,7 +13,7 @@ from lab.layers import rotate
 from lab.program import program
 from lab.serving import bucket, decode, extend, logits, prefill
 from lab.spec import Objective, Options, Shape
-from lab.structure import ALL_TWO_STREAM
+from lab.structure import ALL_TWO_STREAM, STRUCTURES
 from runs import TINY, make_run, name_of, named_first
 from test_transformer import perturbed
 
@@ -42,9 +42,17 @@ def near(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-5)
 
 
-@pytest.mark.parametrize(("options", "shape", "scan"), [(Options(), GROUPED, True), (OTHER, TINY, False)],
-                         ids=["grouped, scanned", "other options, unrolled"])  # fmt: skip
-@pytest.mark.parametrize("structure", named_first(ALL_TWO_STREAM), ids=name_of)
+CASES = [
+    pytest.param(structure, *case, marks=() if structure in always else pytest.mark.slow, id=f"{structure.name}-{name}")
+    for name, case, always in (
+        ("grouped", (Options(), GROUPED, True), STRUCTURES.values()),
+        ("other options", (OTHER, TINY, False), (STRUCTURES["encoder_decoder"], STRUCTURES["decoder_only"])),
+    )
+    for structure in ALL_TWO_STREAM
+]
+
+
+@pytest.mark.parametrize(("structure", "options", "shape", "scan"), CASES)
 def test_every_structure_decodes_what_its_forward_pass_computes(structure, options, shape, scan):
     """Rows of unequal length in one batch, each shorter than the slots that it has; target by target and several at once."""
     model, params = model_of(structure, shape, options, scan)
