@@ -17,6 +17,7 @@ width, L layers, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lab.forms import Course, Form, forms
 from lab.spec import Objective, Options, Run, Shape
@@ -114,13 +115,11 @@ def bill(
             head,
         )
     own_softmax = structure.cross in ("separate", "tied")
-    # Where one set of projections serves both streams at one depth, the inputs' own keys and values are the memory.
-    memory_is_free = structure.joint and structure.cross != "separate"
     whole = shape.L_input
     items = []
     if skip and structure.memory == "same" and objective.loss == "targets":
         whole -= 1
-        if memory_is_free:
+        if structure.memory_is_free:
             items.append(Item(name="last input layer, keys and values", linear=2 * S * p.key_value))
     items += [
         Item(name="input layers", linear=whole * 2 * S * p.layer),
@@ -134,7 +133,7 @@ def bill(
     ]
     if own_softmax:
         items.append(Item(name="cross queries and outputs", linear=shape.L * 2 * T * (p.query + p.out)))
-    if not memory_is_free:
+    if not structure.memory_is_free:
         items.append(Item(name="memory keys and values", linear=shape.L * 2 * S * p.key_value))
     return (*items, head)
 
@@ -246,36 +245,45 @@ def conversation(
     user: int,
     reply: int,
     bytes_per_element: int = 2,
+    convention: Literal["textbook", "exact", "dense"] = "textbook",
 ) -> tuple[Turn, ...]:
     """Cost of `turns` turns in which a user writes `user` tokens and the model answers with `reply` tokens.
 
     A bidirectional input is encoded again at each turn, since every earlier token may now see the new ones; a causal
     one is only extended. A reply was made in the target stream: only where that stream's layers do just what the
-    input stream's do (joint, merged) do its keys and values remain; else it is encoded as input in the next turn.
-    Every input layer is charged whole (convention `textbook`).
+    input stream's do (joint, merged, positions that go on) do its keys and values remain; else it is encoded as input in
+    the next turn. A reply's t tokens are the t that the target stream is fed with, SEP first: its last one ends it, and no
+    later turn reads it. `textbook` charges every input layer whole, `exact` and `dense` what lab.serving executes, by
+    the pairs that are attended or that are computed where arrays have the very lengths of the turn. The cache holds what
+    the next token or the next turn needs.
     """
     if structure.encoder_only:
         raise ValueError("structure.cross = 'none': encoder-only has no target stream and can not reply")
     p, pair = projections(shape, options), 4 * shape.N * shape.H
-    causal = structure.inputs == "causal"
-    replies_stay = causal and structure.joint and structure.cross == "merged"
-    memory_is_free = structure.joint and structure.cross != "separate"
+    causal, free = structure.inputs == "causal", structure.memory_is_free
+    replies_stay = structure.keeps_replies(options.positions)
+    # With memory=same nothing reads what comes out of the last input layer, only the keys and values of what goes in.
+    needed = shape.L_input - (structure.memory == "same")
+    whole = shape.L_input if convention == "textbook" else needed
     token_bytes = 2 * shape.K * shape.H * bytes_per_element
     result, history, cached = [], 0, 0
     for _ in range(turns):
         n = history + user
         kept = cached if causal else 0
         new = n - kept
-        pairs = new * kept + triangle(new) if causal else n * n
-        prefill = shape.L_input * (2 * new * p.layer + pair * pairs)
-        if not memory_is_free:
+        among = (lambda count: count * count) if convention == "dense" else triangle
+        pairs = new * kept + among(new) if causal else n * n
+        prefill = whole * (2 * new * p.layer + pair * pairs)
+        if not free:
             prefill += shape.L * 2 * new * p.key_value
+        elif whole < shape.L_input:
+            prefill += 2 * new * p.key_value
         own_softmax = 2 * reply * (p.query + p.out) if structure.cross != "merged" else 0
-        decode = shape.L * (2 * reply * p.layer + own_softmax + pair * (reply * n + triangle(reply)))
+        decode = shape.L * (2 * reply * p.layer + own_softmax + pair * (reply * n + among(reply)))
         decode += 2 * reply * shape.D * V
         layers_of_inputs = shape.L
-        if causal and not memory_is_free:
-            layers_of_inputs += shape.L_input  # the input stream's own, to go on from
+        if causal and not free:
+            layers_of_inputs += needed  # the input stream's own, to go on from
         cache = token_bytes * (layers_of_inputs * n + shape.L * reply)
         result.append(Turn(prefill=prefill, decode=decode, cache_bytes=cache))
         history = n + reply

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from lab.attention import Segments, attend, row_reduce
 from lab.spec import Options, Shape
@@ -57,17 +57,42 @@ def _row(scale_D: Array, x: Array) -> Array:
     return scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape)
 
 
-def rotate(x_BTNH: Float[Array, "B T N H"], positions_T: Int[np.ndarray, "T"]) -> Float[Array, "B T N H"]:
+# The host's, [T], or a program's, [T] or [B, T].
+Positions = np.ndarray | Array
+TURNS = 512  # positions of a program are below its square
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], positions: Positions) -> Float[Array, "B T N H"]:
     """Rotary positions (Su et al. 2021): channel i turns with channel i + H/2.
 
-    Positions are the host's, so that cosines are constants: a compiler that fuses them computes them for every number.
+    Where positions are the host's, cosines are constants: a compiler that fuses them computes them for every number.
     """
-    half = x_BTNH.shape[-1] // 2
-    angle_TH = np.outer(positions_T, ROPE_BASE ** (-np.arange(half) / half))[None, :, None, :]
-    cosine, sine = np.cos(angle_TH).astype(np.float32), np.sin(angle_TH).astype(np.float32)
+    cosine, sine = _turns(positions, x_BTNH.shape[-1] // 2)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return turned.astype(x_BTNH.dtype)
+
+
+def _turns(positions: Positions, half: int) -> tuple[Any, Any]:
+    """Float32 cosines and sines, [1 or B, T, 1, H/2], of each position's angles.
+
+    A float32 angle of position 10,000 would be off by 1e-3: a program looks up the turn of 512 times a and that of b, which
+    the host knows, and puts them together.
+    """
+
+    if isinstance(positions, np.ndarray):
+        cosine_TH, sine_TH = _known_turns(positions, half)
+        return cosine_TH[None, :, None, :], sine_TH[None, :, None, :]
+    rows = positions if positions.ndim == 2 else positions[None]
+    coarse, fine = _known_turns(np.arange(TURNS) * TURNS, half), _known_turns(np.arange(TURNS), half)
+    coarse_c, coarse_s = (jnp.asarray(table)[rows // TURNS][:, :, None] for table in coarse)
+    fine_c, fine_s = (jnp.asarray(table)[rows % TURNS][:, :, None] for table in fine)
+    return coarse_c * fine_c - coarse_s * fine_s, coarse_s * fine_c + coarse_c * fine_s
+
+
+def _known_turns(positions_T: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
+    angle_TH = np.outer(positions_T, ROPE_BASE ** (-np.arange(half) / half))
+    return np.cos(angle_TH).astype(np.float32), np.sin(angle_TH).astype(np.float32)
 
 
 @jax.custom_vjp
@@ -125,17 +150,17 @@ class Attention(nnx.Module):
         self.q_norm_H = _ones(H) if options.qk_norm else None
         self.k_norm_H = _ones(H) if options.qk_norm else None
 
-    def queries(self, x_BTD: Array, positions_T: np.ndarray) -> Array:
+    def queries(self, x_BTD: Array, positions: Positions) -> Array:
         q_BTNH = _to_heads(x_BTD, self.q_DNH[...])
         if self.q_norm_H is not None:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H[...])
-        return rotate(q_BTNH, positions_T)
+        return rotate(q_BTNH, positions)
 
-    def keys_values(self, x_BSD: Array, positions_S: np.ndarray) -> tuple[Array, Array]:
+    def keys_values(self, x_BSD: Array, positions: Positions) -> tuple[Array, Array]:
         k_BSKH, v_BSKH = _to_heads(x_BSD, self.k_DKH[...]), _to_heads(x_BSD, self.v_DKH[...])
         if self.k_norm_H is not None:
             k_BSKH = rms_norm(k_BSKH, self.k_norm_H[...])
-        return rotate(k_BSKH, positions_S), v_BSKH
+        return rotate(k_BSKH, positions), v_BSKH
 
     def out(self, mixed_BTNH: Array) -> Array:
         o_NHD = self.o_NHD[...]
@@ -219,11 +244,11 @@ class Layer(nnx.Module):
         self,
         y_BTD: Array,
         memory_keys_values: tuple[Array, Array],
-        positions_T: np.ndarray,
+        positions: Positions,
         segments: Segments = None,
     ) -> Array:
         """The cross-attention sublayer of `separate` and `tied`: every target sees the whole memory."""
         assert self.cross_norm_D is not None
-        q_BTNH = self.reader.queries(rms_norm(y_BTD, self.cross_norm_D[...]), positions_T)
+        q_BTNH = self.reader.queries(rms_norm(y_BTD, self.cross_norm_D[...]), positions)
         mixed_BTNH = attend(q_BTNH, *memory_keys_values, causal=False, how=self.attention, segments=segments)
         return y_BTD + self.reader.out(mixed_BTNH)

@@ -49,6 +49,16 @@ class Structure:
         return self.stacks == "shared" and self.memory == "same"
 
     @property
+    def memory_is_free(self) -> bool:
+        """The keys and values of the inputs' own attention are those that the targets read: nothing more is projected."""
+        return self.joint and self.cross != "separate"
+
+    def keeps_replies(self, positions: str) -> bool:
+        """Whether what was made in the target stream has the keys and values that it would have as input: both streams
+        do the same, and a reply stays where it is. Else a conversation's replies are read anew as inputs."""
+        return self.joint and self.cross == "merged" and self.inputs == "causal" and positions == "continue"
+
+    @property
     def name(self) -> str:
         """The named point, or the dials' values joined by dashes."""
         for name, structure in STRUCTURES.items():

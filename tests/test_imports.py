@@ -16,5 +16,6 @@ def test_light_imports(module, absent):
 
 
 def test_the_lab_stands_alone():
-    script = "import sys, lab.train, lab.sample; sys.exit(any(m.split('.')[0] in ('sweeps', 'analysis') for m in sys.modules))"
+    modules = "lab.train, lab.conversation, lab.downstream"
+    script = f"import sys, {modules}; sys.exit(any(m.split('.')[0] in ('sweeps', 'analysis') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

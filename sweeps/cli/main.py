@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lab.preemption import Preempted
-from sweeps.cli import arms, control, data, fits, futures, runs, studies
+from sweeps.cli import arms, control, data, fits, futures, runs, serving, studies
 
 COMMANDS = {
     "quickstart": studies.quickstart,
@@ -28,7 +28,9 @@ COMMANDS = {
     "describe": runs.describe,
     "flops": runs.flops,
     "train": runs.train,
-    "sample": runs.sample,
+    "sample": serving.sample,
+    "evaluate": serving.evaluate,
+    "serve-cost": serving.serve_cost,
     # Laws on any table of runs.
     "fit": fits.fit,
     "compare": arms.compare,

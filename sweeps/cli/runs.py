@@ -1,4 +1,4 @@
-"""Commands on one run: describe, flops, train, sample."""
+"""Commands on one run: describe, flops, train."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from sweeps import ladder
 Path_ = Annotated[Path, tyro.conf.Positional]
 
 
-def _read(path: Path) -> tuple[Run, Path]:
+def read(path: Path) -> tuple[Run, Path]:
     """A run.json, or the directory that holds one; and that directory."""
     file = path / records.RUN if path.is_dir() else path
     return spec.read_run(file), file.parent
@@ -30,7 +30,7 @@ def describe(run: Path_, /) -> None:
     Args:
         run: a run.json, or a run's directory
     """
-    console, (content, _) = Console(), _read(run)
+    console, (content, _) = Console(), read(run)
     V = content.V
     console.print(f"[bold]{content.run_id}[/]")
     table = Table("field", "value", box=None, pad_edge=False)
@@ -147,7 +147,7 @@ def train(
     from lab.mesh import Mesh, join_hosts
     from lab.train import train as train_run
 
-    content, _ = _read(run)
+    content, _ = read(run)
     on = Mesh.read(mesh) if mesh else None
     if hosts:
         join_hosts(hosts)
@@ -173,22 +173,3 @@ def train(
         )
     else:
         print(f"diverged at step {outcome['diverged_at']}; {directory}")
-
-
-def sample(run: Path_, /, prompt: str = "def ", tokens: int = 200) -> None:
-    """Greedy text from a finished run.
-
-    Example: lab sample runs/quickstart/runs/decoder_only-d64-l2-6.40e11flops-0123456789 --prompt "import "
-
-    Args:
-        run: a run's directory
-        prompt: what to continue
-        tokens: how many tokens to add
-    """
-    from lab.sample import greedy
-    from lab.train import restore_parameters
-
-    content, directory = _read(run)
-    model, params = restore_parameters(content, directory)
-    Console().print(f"[dim]{prompt}[/]", end="", highlight=False)
-    Console(soft_wrap=True).print(greedy(content, model, params, prompt, tokens=tokens), markup=False, highlight=False)

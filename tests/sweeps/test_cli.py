@@ -46,6 +46,46 @@ def test_describe_train_and_sample(capsys, run_file, tmp_path):
     assert code == 0 and len(out.strip()) >= 12
     code, again, _ = run(capsys, "sample", str(tmp_path / "out"), "--prompt", "ab", "--tokens", "12")
     assert again == out
+    drawn = ("--temperature", "1.0", "--top-k", "40", "--seed", "3")
+    code, other, _ = run(capsys, "sample", str(tmp_path / "out"), "--prompt", "ab", "--tokens", "12", *drawn)
+    assert code == 0 and other != out
+    tasks = {
+        "choices": {"context": "ab", "choices": ["c", "dd"], "answer": 1},
+        "pairs": {"source": "ab", "target": "c"},
+    }
+    for kind, line in tasks.items():
+        (tmp_path / f"my-{kind}.jsonl").write_text(f"{json.dumps(line)}\n" * 3)
+    files = [word for kind in tasks for word in (f"--{kind}", str(tmp_path / f"my-{kind}.jsonl"))]
+    code, out, _ = run(capsys, "evaluate", str(tmp_path / "out"), *files)
+    assert code == 0 and "accuracy, per byte" in out and "chrF" in out and "not ended after 5 tokens" in out
+    for kind in tasks:
+        written = json.loads((tmp_path / "out" / f"evaluation-my-{kind}.json").read_text())
+        assert written["kind"] == kind and written[{"choices": "questions", "pairs": "pairs"}[kind]] == 3
+
+
+def test_serve_cost_prints_a_table_and_writes_it(capsys, tmp_path):
+    sizes = (
+        "--D",
+        "16",
+        "--L",
+        "2",
+        "--head-width",
+        "8",
+        "--turns",
+        "2",
+        "--user",
+        "3",
+        "--reply",
+        "2",
+        "--repeats",
+        "1",
+    )
+    names = ("--structures", "decoder_only,prefix_lm", "--out", str(tmp_path / "serve"))
+    code, out, _ = run(capsys, "serve-cost", *sizes, *names)
+    assert code == 0 and "first token ms" in out and "x1.00" in out and "prefix_lm" in out
+    lines = (tmp_path / "serve" / "serve-cost.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("structure,turn,inputs,read,prefill_flops")
+    assert (tmp_path / "serve" / "serve-cost.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_flops_of_every_step_of_the_ladder(capsys):
@@ -62,6 +102,10 @@ def test_flops_of_every_step_of_the_ladder(capsys):
         (("status", "nowhere"), "no plan.json"),
         (("describe", "nowhere.json"), "no such file"),
         (("flops", "--D", "63"), "do not divide it evenly"),
+        (("serve-cost", "--structures", "prefix_ml"), "did you mean 'prefix_lm'"),
+        (("sample", "nowhere", "--temperature", "-1"), "use 0 for the likeliest token"),
+        (("evaluate", "nowhere"), "give --choices FILE, --pairs FILE or both"),
+        (("evaluate", "nowhere", "--choices", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
     ],
 )
 def test_mistakes_get_a_message_and_no_traceback(capsys, words, message):

@@ -1,0 +1,311 @@
+"""Cached decoding: keys and values are computed once for each token and kept.
+
+    prefill   inputs -> a cache that targets can be decoded from
+    decode    the next targets -> their logits, and the cache with them in it
+    extend    more inputs behind those of a cache, in structures with causal inputs; a bidirectional input is read anew
+
+Letters: B batch, C slots for inputs, U new inputs, T slots for targets or new targets, D model width, N query heads, K
+key-value heads, G = N/K, H head width, L layers, V vocabulary.
+
+Each is compiled once for each shape: the rows of a batch are filled up from the right to C inputs, of which `lengths_B`
+count (at least one in each row). What is behind them is never attended to, and the targets' positions go on where a
+row's own inputs end. What the functions give is what lab.transformer gives of the same tokens, to rounding; they run on
+one device and read the parameters as they are trained, layers stacked, whether the trainer scans over these or not: here they
+always are scanned, which was measured up to 9 times faster a token on CPU (a scan reads a layer's matrices where they lie,
+and what is cut from a stack in a straight program is copied) and compiles in a time that does not grow with depth.
+
+What is kept is what cost.conversation counts: of each layer that targets go through, what they read (`memory`) and
+their own; and where inputs are causal, what the inputs' own attention reads (`own`), so that more inputs can follow.
+Where both streams' projections are the same (structure.memory_is_free) memory and own are one.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from lab.layers import Attention, Layer, Positions, rms_norm
+from lab.transformer import DTYPES, Params, Transformer
+
+KeysValues = tuple[Array, Array]
+SMALLEST_BUCKET = 16
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["memory", "targets", "own", "lengths_B", "fed"],
+    meta_fields=["inputs", "room"],
+)
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keys and values that are kept; arrays of a program but for `inputs` and `room`, which belong to the shape.
+
+    cross=merged: in each row of `memory` the targets lie right behind the row's inputs, so that one softmax reads one array.
+    """
+
+    memory: KeysValues  # [L, B, K, C, H]; cross=merged [L, B, K, C + T, H]
+    targets: KeysValues | None  # [L, B, K, T, H]; None where cross=merged
+    own: (
+        KeysValues | None
+    )  # [input layers whose output is needed, B, K, C, H]; None where memory serves, or inputs see ahead
+    lengths_B: Array  # int32: inputs that there are
+    fed: Array  # int32: targets that there are, the same in all rows
+    inputs: int  # C
+    room: int  # T: more targets than these must not be decoded
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.memory, self.targets, self.own)))
+
+
+def bucket(length: int) -> int:
+    """The shape that a length is filled up to: at most a quarter more, and four shapes for each doubling."""
+    step = max(SMALLEST_BUCKET, 1 << max(0, length - 1).bit_length()) // 8
+    return max(SMALLEST_BUCKET, -(-length // step) * step)
+
+
+@partial(jax.jit, static_argnames=("model", "room"))
+def prefill(
+    model: Transformer, params: Params, tokens_BC: Int[Array, "B C"], lengths_B: Int[Array, "B"], *, room: int
+) -> Cache:
+    """Reads the inputs; `room` targets can then be decoded."""
+    if model.structure.encoder_only:
+        raise ValueError("structure.cross = 'none': encoder-only has no target stream to decode")
+    B, C = tokens_BC.shape
+    memory, own = _read_inputs(model, params, tokens_BC, jnp.asarray(lengths_B), None)
+    merged = model.structure.cross == "merged"
+    return Cache(
+        memory=_widened(memory, C + room) if merged else memory,
+        targets=None if merged else _zeros(model, B, room),
+        own=own,
+        lengths_B=jnp.asarray(lengths_B, jnp.int32),
+        fed=jnp.zeros((), jnp.int32),
+        inputs=C,
+        room=room,
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "room"))
+def extend(
+    model: Transformer,
+    params: Params,
+    cache: Cache,
+    tokens_BU: Int[Array, "B U"],
+    counts_B: Int[Array, "B"],
+    *,
+    room: int,
+) -> Cache:
+    """Reads `counts_B` more inputs of each row, behind those that there are, in a cache that is larger by U of them.
+
+    Where a structure keeps replies (structure.keeps_replies) the targets that were decoded have become inputs; elsewhere
+    they are forgotten, and belong in front of the new inputs. Raises ValueError for bidirectional inputs.
+    """
+    structure, B, U = model.structure, *tokens_BU.shape
+    if structure.inputs != "causal":
+        raise ValueError(
+            "structure.inputs = 'bidirectional': earlier inputs see later ones; use prefill on all of them"
+        )
+    lengths_B, kept = cache.lengths_B, cache.inputs
+    if structure.keeps_replies(model.options.positions):
+        lengths_B, kept = lengths_B + cache.fed, kept + cache.room
+    slots_BU = lengths_B[:, None] + np.arange(U)[None]
+    old_memory, old_own = _narrowed(cache.memory, kept), cache.own
+    memory, own = _read_inputs(
+        model, params, tokens_BU, jnp.asarray(counts_B), (old_memory if old_own is None else old_own, lengths_B)
+    )
+    merged = structure.cross == "merged"
+    return Cache(
+        memory=_placed(_widened(old_memory, kept + U + (room if merged else 0)), memory, slots_BU),
+        targets=None if merged else _zeros(model, B, room),
+        own=None if own is None or old_own is None else _placed(_widened(old_own, kept + U), own, slots_BU),
+        lengths_B=lengths_B + counts_B,
+        fed=jnp.zeros((), jnp.int32),
+        inputs=kept + U,
+        room=room,
+    )
+
+
+@partial(jax.jit, static_argnames="model")
+def decode(
+    model: Transformer, params: Params, cache: Cache, tokens_BT: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T V"], Cache]:
+    """Feeds T more targets, of which the first ever is SEP: float32 logits of what follows each, and the cache with them.
+
+    More targets than the cache has room for can not be refused in a program, and must not come.
+    """
+    structure, stack = model.structure, model.stacks[-1]
+    merged, T = structure.cross == "merged", tokens_BT.shape[1]
+    place_T = cache.fed + np.arange(T)
+    place_BT = cache.lengths_B[:, None] + place_T[None]
+    positions = place_BT if model.options.positions == "continue" else place_T
+    inputs_B1C = np.arange(cache.inputs)[None, None] < cache.lengths_B[:, None, None]
+    if merged:  # inputs and targets without a gap: all up to itself
+        slots_BT, seen = place_BT, np.arange(cache.inputs + cache.room)[None, None] <= place_BT[:, :, None]
+    else:
+        slots_BT = jnp.broadcast_to(place_T[None], tokens_BT.shape)
+        seen = np.arange(cache.room)[None, None] <= place_T[None, :, None]
+    written = cache.memory if cache.targets is None else cache.targets
+
+    def layer_at(carry: tuple[Array, KeysValues], depth: tuple[Params, Array, KeysValues | None]):
+        y_BTD, written = carry
+        parameters, index, memory = depth
+        layer = _layer(model, stack, parameters)
+        normed_BTD = layer.before_attention(y_BTD)
+        q_BTNH = layer.attn.queries(normed_BTD, positions)
+        rows = np.arange(len(tokens_BT))[:, None]
+        k, v = (
+            kept.at[index, rows, :, slots_BT].set(new)
+            for kept, new in zip(written, layer.attn.keys_values(normed_BTD, positions), strict=True)
+        )
+        y_BTD = y_BTD + layer.attn.out(_attend(q_BTNH, (k[index], v[index], seen)))
+        if memory is not None:
+            assert layer.cross_norm_D is not None
+            q_BTNH = layer.reader.queries(rms_norm(y_BTD, layer.cross_norm_D[...]), positions)
+            y_BTD = y_BTD + layer.reader.out(_attend(q_BTNH, (*memory, inputs_B1C)))
+        return (layer.feed_forward(y_BTD), (k, v)), None
+
+    y_BTD = model._embed(params, "target_embedding_VD", tokens_BT)
+    layers = (params[stack]["layers"], jnp.arange(model.shape.L), None if merged else cache.memory)
+    (y_BTD, written), _ = jax.lax.scan(layer_at, (y_BTD, written), layers)
+    after = replace(cache, **{"memory" if merged else "targets": written}, fed=cache.fed + T)
+    return model.head(params, rms_norm(y_BTD, params[stack]["norm_D"])), after
+
+
+@partial(jax.jit, static_argnames="model")
+def logits(model: Transformer, params: Params, cache: Cache, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    """What follows each of T targets that are known; the cache stays as it is, for other targets of the same inputs."""
+    return decode(model, params, cache, tokens_BT)[0]
+
+
+# ---- the input stream ------------------------------------------------------------------------------------------------
+
+
+def _read_inputs(
+    model: Transformer, params: Params, tokens_BU: Array, counts_B: Array, before: tuple[KeysValues, Array] | None
+) -> tuple[KeysValues, KeysValues | None]:
+    """Keys and values of new inputs, as in Cache, each [layers, B, K, U, H].
+
+    before: what the inputs' own attention kept of earlier ones, and how many of them there are.
+    """
+    structure, U = model.structure, tokens_BU.shape[1]
+    causal, order = structure.inputs == "causal", np.arange(U)
+    # Where inputs are causal, what a row is filled up with comes after all that counts.
+    seen = (order[None, :] <= order[:, None])[None] if causal else order[None, None] < counts_B[:, None, None]
+    positions: Positions = order
+    earlier, earlier_seen = None, None
+    if before is not None:
+        earlier, lengths_B = before
+        positions = lengths_B[:, None] + order[None]
+        earlier_seen = np.arange(earlier[0].shape[3])[None, None] < lengths_B[:, None, None]
+
+    def attended(layer: Layer, x_BUD: Array, normed_BUD: Array, kept: KeysValues | None) -> tuple[Array, KeysValues]:
+        """The whole of a layer, and the keys and values of its attention."""
+        own = _keys_values(layer.attn, normed_BUD, positions)
+        parts = [(*own, seen)] if kept is None else [(*kept, earlier_seen), (*own, seen)]
+        mixed_BUNH = _attend(layer.attn.queries(normed_BUD, positions), *parts)
+        return layer.feed_forward(x_BUD + layer.attn.out(mixed_BUNH)), own
+
+    first, last = model.stacks[0], model.stacks[-1]
+    x_BUD = model._embed(params, "embedding_VD", tokens_BU)
+    if structure.memory == "final":
+
+        def alone(x_BUD: Array, depth: Any):
+            parameters, kept = depth
+            layer = _layer(model, first, parameters)
+            return attended(layer, x_BUD, layer.before_attention(x_BUD), kept)
+
+        def memory_at(x_BUD: Array, parameters: Params):
+            return x_BUD, _keys_values(_layer(model, last, parameters).reader, x_BUD, positions)
+
+        x_BUD, own = jax.lax.scan(alone, x_BUD, (params[first]["layers"], earlier))
+        x_BUD = rms_norm(x_BUD, params[first]["norm_D"])
+        _, memory = jax.lax.scan(memory_at, x_BUD, params[last]["layers"])
+        return memory, own if causal else None
+
+    free = structure.memory_is_free
+
+    def both(x_BUD: Array, depth: Any):
+        *parameters, kept = depth
+        layer, reading = (_layer(model, name, p) for name, p in zip((first, last), parameters, strict=True))
+        normed_BUD = layer.before_attention(x_BUD)
+        memory = None if free else _keys_values(reading.reader, normed_BUD, positions)
+        x_BUD, own = attended(layer, x_BUD, normed_BUD, kept)
+        return x_BUD, (own if memory is None else memory, None if free or not causal else own)
+
+    stacks = params[first]["layers"], params[last]["layers"]
+    upper = jax.tree.map(lambda leaf: leaf[: model.shape.L - 1], (*stacks, earlier))
+    x_BUD, (memory, own) = jax.lax.scan(both, x_BUD, upper)
+    # Of the last layer's inputs nothing is needed but what the targets read.
+    layer, reading = (_layer(model, name, jax.tree.map(lambda leaf: leaf[-1], stack))
+                      for name, stack in zip((first, last), stacks, strict=True))  # fmt: skip
+    end = _keys_values(reading.reader, layer.before_attention(x_BUD), positions)
+    k, v = (jnp.concatenate([kept, new[None]]) for kept, new in zip(memory, end, strict=True))
+    return (k, v), own
+
+
+def _layer(model: Transformer, stack: str, parameters: Params) -> Layer:
+    return nnx.merge(model._graph[stack], parameters)
+
+
+# ---- keys and values ---------------------------------------------------------------------------------------------------
+
+
+def _keys_values(attention: Attention, x_BUD: Array, positions: Positions) -> KeysValues:
+    """[B, K, U, H]: as they are kept, and as a product over their length reads them without a copy."""
+    k_BUKH, v_BUKH = attention.keys_values(x_BUD, positions)
+    return k_BUKH.transpose(0, 2, 1, 3), v_BUKH.transpose(0, 2, 1, 3)
+
+
+def _attend(
+    q_BTNH: Float[Array, "B T N H"], *parts: tuple[Array, Array, Bool[Any, "B T S"]]
+) -> Float[Array, "B T N H"]:
+    """One softmax over the keys of all parts (k_BKSH, v_BKSH, which of them are seen), each of which stays where it lies."""
+    B, T, N, H = q_BTNH.shape
+    K = parts[0][0].shape[1]
+    q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = [
+        jnp.where(seen[:, None, None], product("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH), -jnp.inf)
+        for k_BKSH, _, seen in parts
+    ]
+    top_BKGT1 = jnp.max(jnp.concatenate(scores, axis=-1), axis=-1, keepdims=True)
+    weights = [jnp.exp(part - top_BKGT1) for part in scores]
+    total_BKGT1 = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
+    mixed_BKGTH: Array = sum(
+        product("BKGTS,BKSH->BKGTH", part.astype(v_BKSH.dtype), v_BKSH)
+        for part, (_, v_BKSH, _) in zip(weights, parts, strict=True)
+    )  # pyright: ignore[reportAssignmentType]
+    out_BKGTH = (mixed_BKGTH / total_BKGT1).astype(q_BTNH.dtype)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _zeros(model: Transformer, B: int, slots: int) -> KeysValues:
+    shape = model.shape
+    empty = jnp.zeros((shape.L, B, shape.K, slots, shape.H), DTYPES[model.precision])
+    return empty, empty
+
+
+def _widened(kept: KeysValues, slots: int) -> KeysValues:
+    k, v = (jnp.pad(array, [(0, 0)] * 3 + [(0, slots - array.shape[3]), (0, 0)]) for array in kept)
+    return k, v
+
+
+def _narrowed(kept: KeysValues, slots: int) -> KeysValues:
+    k, v = (array[:, :, :, :slots] for array in kept)
+    return k, v
+
+
+def _placed(kept: KeysValues, new: KeysValues, slots_BU: Array) -> KeysValues:
+    """`new` [layers, B, K, U, H] written into each row at its own slots."""
+    rows = np.arange(len(slots_BU))[:, None]
+    k, v = (
+        array.at[:, rows, :, slots_BU].set(part.transpose(1, 3, 0, 2, 4)) for array, part in zip(kept, new, strict=True)
+    )
+    return k, v
