@@ -204,7 +204,7 @@ def batch(root: Path, rounds: int) -> None:
     directory = root / "hollow"
     hollow(directory)
     print(
-        "\nbatches of a 100 GB manifest, each at a step far from the last; every round a fresh process, nothing cached"
+        f"\nbatches of 100 GB, each at a step far from the last; every round a fresh process, nothing cached; load {load_()}"
     )
     for size, length in ((8, 128), (16, 256), (32, 1024)):
         found = []
