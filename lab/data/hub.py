@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lab.data.columns import Columns
-from lab.data.documents import Document, Listing, Part, digest, states
+from lab.data.documents import MOST_PARTS, Document, Listing, Part, digest, states
 from lab.data.text_files import folder_files
 from lab.spec import nearest
 
 ROWS = 256  # in a table
+ROWS_OF_PART = 10_000  # of what was saved to disk, which is not in shards
 
 
 def hf(
@@ -119,6 +120,4 @@ def _saved(datasets: Any, path: str, split: str) -> Any:
         if split not in found:
             raise ValueError(f"split = {split!r}: {nearest(split, list(found))}")
         found = found[split]
-    return found.to_iterable_dataset(
-        num_shards=max(1, len(found.data.chunks if hasattr(found.data, "chunks") else [0]))
-    )
+    return found.to_iterable_dataset(num_shards=max(1, min(len(found) // ROWS_OF_PART, MOST_PARTS)))

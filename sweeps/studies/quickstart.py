@@ -30,6 +30,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         budgets=PRESETS[preset]["budgets"],
         sizes=ladder(8, 12, 16, 24, 32, 48, depth=2),
         window=4,
-        batch=PRESETS[preset]["batch"],
+        # A large vocabulary makes a step cost more: smaller steps, so that whole ones still match.
+        batch=max(1, PRESETS[preset]["batch"] * 256 // max(256, data.vocabulary // 4)),
         extra_seeds={(1, 2): 3},
     )

@@ -183,8 +183,6 @@ def forget(directory: Path) -> None:
 
 
 def batches(directory: Path, batch: int, length: int, count: int = 200) -> None:
-    import resource
-
     from grain.experimental import index_shuffle
 
     index_shuffle(0, max_index=1, seed=0, rounds=4)  # what is imported is not what is measured
@@ -196,7 +194,8 @@ def batches(directory: Path, batch: int, length: int, count: int = 200) -> None:
     indexed = time.perf_counter() - began
     steps = np.random.default_rng(0).integers(0, examples.windows // batch, count)
     taken = [seconds(lambda step=step: examples.batch(int(step), batch)) for step in steps]
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()
+    resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
     print(json.dumps({"opened": opened, "indexed": indexed, "first": taken[0], "median": statistics.median(taken),
                       "p95": float(np.quantile(taken, 0.95)), "resident": resident, "windows": examples.windows}))  # fmt: skip
 
@@ -205,7 +204,7 @@ def batch(root: Path, rounds: int) -> None:
     directory = root / "hollow"
     hollow(directory)
     print(
-        "\nbatches of a 100 GB manifest, each at a step far from the last; every round a fresh process, nothing cached"
+        f"\nbatches of 100 GB, each at a step far from the last; every round a fresh process, nothing cached; load {load_()}"
     )
     for size, length in ((8, 128), (16, 256), (32, 1024)):
         found = []
