@@ -147,10 +147,10 @@ def test_causal_inputs_see_no_later_input(structure):
     reached = []
     import lab.transformer as transformer
 
-    def watch(q, k, v, *, causal, how):
+    def watch(q, k, v, *, causal, how, segments):
         if q.shape[1] == k.shape[1] == 6:
             reached.append(causal)
-        return real(q, k, v, causal=causal, how=how)
+        return real(q, k, v, causal=causal, how=how, segments=segments)
 
     real, transformer.attend = transformer.attend, watch
     try:
