@@ -27,10 +27,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from lab.data import load
+from lab.data.packed import evenly
 from lab.data.tokenizers import Tokenizer
 from lab.forms import Objective
 from lab.generate import filled, next_tokens, opened
 from lab.serving import Cache, bucket, logits, prefill
+from lab.spec import Run
 from lab.transformer import Params, Transformer
 
 BATCH = 16
@@ -94,6 +97,19 @@ def read_pairs(path: Path) -> list[Pair]:
     return _read(
         path, ("source", "target"), lambda line: Pair(source=_text(line, "source"), target=_text(line, "target"))
     )
+
+
+def held_out_pairs(run: Run, count: int) -> list[Pair]:
+    """`count` held-out pairs of the run's own corpus, evenly spaced; ValueError where it has no pairs, or fewer."""
+    corpus = load(run.data)
+    split, decode = corpus.held_out, corpus.tokenizer.decode
+    if split.sources is None:
+        raise ValueError(f"data.corpus = {run.data.corpus!r}: it has no pairs: give --pairs FILE")
+    found = []
+    for number in evenly(count, len(split.lengths), "pairs").tolist():
+        ids, cut = split.document(number), int(split.sources[number])
+        found.append(Pair(source=decode(ids[:cut]), target=decode(ids[cut:])))
+    return found
 
 
 def _text(line: dict[str, Any], key: str) -> str:

@@ -55,7 +55,12 @@ def sample(
 
 
 def evaluate(
-    run: Path_, /, choices: Path | None = None, pairs: Path | None = None, max_tokens: int | None = None
+    run: Path_,
+    /,
+    choices: Path | None = None,
+    pairs: Path | None = None,
+    held_out: int | None = None,
+    max_tokens: int | None = None,
 ) -> None:
     """Put a trained run to a task: choices ranked by their likelihood, or targets written out for their sources.
 
@@ -63,64 +68,67 @@ def evaluate(
 
     Example: lab evaluate runs/alone --choices questions.jsonl
     Example: lab evaluate runs/alone --pairs translations.jsonl --max-tokens 128
+    Example: lab evaluate runs/alone --held-out 200 (of a run on pairs)
 
     Args:
         run: a run's directory
         choices: JSON lines {"context": text, "choices": [text, ..], "answer": index}
         pairs: JSON lines {"source": text, "target": text}; needs `pip install 'bitterlab[eval]'`
+        held_out: so many held-out pairs of the run's own corpus
         max_tokens: of a target that is written out (default: the T targets of the run's objective)
     """
     from lab import downstream
     from lab.data import tokenizer_of
     from lab.train import restore_parameters
 
-    if choices is None and pairs is None:
-        raise ValueError("nothing to evaluate: give --choices FILE, --pairs FILE or both")
-    if choices and pairs and choices.stem == pairs.stem:
-        raise ValueError(
-            f"--choices and --pairs are both named {choices.stem!r}, and so would be their results: rename one"
-        )
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens = {max_tokens}: use at least 1")
+    if choices is None and pairs is None and held_out is None:
+        raise ValueError("nothing to evaluate: give --choices FILE, --pairs FILE or --held-out COUNT")
+    names = [path.stem for path in (choices, pairs) if path] + ["held_out"] * (held_out is not None)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{', '.join(names)}: two have one name, and so would their results: rename one")
+    for name, number in (("max_tokens", max_tokens), ("held_out", held_out)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} = {number}: use at least 1")
     # What can be wrong is found before anything is computed.
-    questions = downstream.read_questions(choices) if choices else []
-    examples = downstream.read_pairs(pairs) if pairs else []
-    if pairs:
-        downstream.chrf()
     content, directory = read(run)
     if content.structure.encoder_only:
         raise ValueError("structure.cross = 'none': encoder-only has no target stream to evaluate")
+    questions = downstream.read_questions(choices) if choices else []
+    tasks = {}  # pairs, by the name of their results: how they are shown, what says which they were
+    if pairs:
+        tasks[pairs.stem] = (pairs.name, downstream.digest(pairs), downstream.read_pairs(pairs))
+    if held_out:
+        tasks["held_out"] = ("held-out pairs", content.data.manifest, downstream.held_out_pairs(content, held_out))
+    if tasks:
+        downstream.chrf()
     model, params = restore_parameters(content, directory)
     tokenizer, console = tokenizer_of(content.data), Console()
     table = Table("task", "measure", "value", "standard error", box=None, pad_edge=False)
 
-    def write(path: Path, kind: str, summary: dict) -> None:
-        head = {"schema": records.SCHEMA, "run_id": content.run_id, "kind": kind, "file": path.name}
-        records.write_json(
-            directory / f"evaluation-{path.stem}.json", head | {"sha256": downstream.digest(path)} | summary
-        )
+    def write(name: str, shown: str, digest: str, kind: str, summary: dict) -> None:
+        head = {"schema": records.SCHEMA, "run_id": content.run_id, "kind": kind, "file": shown, "sha256": digest}
+        records.write_json(directory / f"evaluation-{name}.json", head | summary)
 
     if choices:
         summary = downstream.summarise_choices(
             questions, downstream.rank(model, params, content.objective, questions, tokenizer)
         )
-        write(choices, "choices", summary)
+        write(choices.stem, choices.name, downstream.digest(choices), "choices", summary)
         for ranking, share in summary["accuracy"].items():
             table.add_row(choices.name, f"accuracy, {ranking.replace('_', ' ')}", *_share(share))
         table.add_row(choices.name, "accuracy by guessing", f"{summary['guessing']:.1%}", "")
-    if pairs:
-        most = max_tokens or content.objective.T
-        written = downstream.write_out(
-            model, params, content.objective, [pair.source for pair in examples], tokenizer, most=most
-        )
+    most = max_tokens or content.objective.T
+    for name, (shown, digest, examples) in tasks.items():
+        sources = [pair.source for pair in examples]
+        written = downstream.write_out(model, params, content.objective, sources, tokenizer, most=most)
         summary = downstream.summarise_pairs(examples, written)
-        write(pairs, "pairs", summary | {"max_tokens": most})
-        table.add_row(pairs.name, "exact match", *_share(summary["exact_match"]))
-        table.add_row(pairs.name, "chrF", f"{summary['chrf']:.2f}", "")
-        table.add_row(pairs.name, f"not ended after {most} tokens", f"{summary['not_ended']} of {summary['pairs']}", "")
+        write(name, shown, digest, "pairs", summary | {"max_tokens": most})
+        table.add_row(shown, "exact match", *_share(summary["exact_match"]))
+        table.add_row(shown, "chrF", f"{summary['chrf']:.2f}", "")
+        table.add_row(shown, f"not ended after {most} tokens", f"{summary['not_ended']} of {summary['pairs']}", "")
     console.print(table)
-    for path in filter(None, (choices, pairs)):
-        print(directory / f"evaluation-{path.stem}.json")
+    for name in names:
+        print(directory / f"evaluation-{name}.json")
 
 
 def _share(share: dict[str, float | None]) -> tuple[str, str]:

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import reference_models as reference
 from lab import downstream
+from lab.data.prepare import Corpus, Split
 from lab.data.tokenizers import TOKENIZERS
 from lab.downstream import Pair, Question, Ranked, Written, rank, read_pairs, read_questions, write_out
 from lab.execution import Execution
@@ -134,3 +136,25 @@ def test_files_are_read(tmp_path):
             read_pairs(path)
     with pytest.raises(ValueError, match="no such file"):
         read_pairs(tmp_path / "nowhere.jsonl")
+
+
+def test_held_out_pairs_are_the_corpus_own(monkeypatch):
+    texts = [("a source", "its target"), ("é", "∑"), ("another", "x"), ("more", "yet more")]
+    raw = [(source.encode(), target.encode()) for source, target in texts]
+    lengths = np.array([len(source) + len(target) for source, target in raw])
+    split = Split(
+        tokens=np.frombuffer(b"".join(source + target for source, target in raw), np.uint8),
+        starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]),
+        lengths=lengths,
+        sources=np.array([len(source) for source, _ in raw]),
+    )
+    corpus = Corpus(train=split, held_out=split, tokenizer=BYTES, summary={})
+    monkeypatch.setattr(downstream, "load", lambda data: corpus)
+    found = downstream.held_out_pairs(make_run(), 4)
+    assert [(pair.source, pair.target) for pair in found] == texts
+    assert downstream.held_out_pairs(make_run(), 2) == [found[1], found[3]]
+    with pytest.raises(ValueError, match="give 4 pairs"):
+        downstream.held_out_pairs(make_run(), 5)
+    monkeypatch.setattr(downstream, "load", lambda data: replace(corpus, held_out=replace(split, sources=None)))
+    with pytest.raises(ValueError, match="it has no pairs: give --pairs FILE"):
+        downstream.held_out_pairs(make_run(), 1)
