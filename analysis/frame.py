@@ -105,6 +105,8 @@ def _row(where: Path, row: dict[str, Any], result: dict[str, Any]) -> dict[str, 
         "loss_on": run.objective.loss,
         "measure": run.measure,
         "corpus": run.data.manifest,
+        "tokenizer": run.data.tokenizer,
+        "evaluation_examples": run.evaluation.examples,
         "structure": run.structure.name,
         "cross": run.structure.cross,
         "stacks": run.structure.stacks,
@@ -147,9 +149,14 @@ def not_comparable(table: Any, arm: str, baseline: str, column: str = "arm") -> 
     """Why the losses of two arms are not of one thing; None where they are, or where the table does not say.
 
     A difference of losses means something where both are of the same targets given the same inputs, in the same held-out
-    text: `measure` (lab.spec.Run.measure) and `corpus` must be one value over both arms.
+    text: `measure` (lab.spec.Run.measure), `corpus`, `tokenizer` and `evaluation_examples` must be one value over both arms.
     """
-    for name, what in (("measure", "held-out losses are of different things"), ("corpus", "texts are different")):
+    for name, what in (
+        ("measure", "held-out losses are of different things"),
+        ("corpus", "texts are different"),
+        ("tokenizer", "losses are of different tokens"),
+        ("evaluation_examples", "losses are of different numbers of held-out examples"),
+    ):
         if name in table:
             found = {str(value) for value, of in zip(table[name], table[column], strict=True) if of in (arm, baseline)}
             if len(found) > 1:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from lab import cost, evaluate, hardware, records, tracking
-from lab.batches import Batches
+from lab.batches import Batches, epochs
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.data import load
@@ -231,7 +231,6 @@ class Attempt:
             for _ in range(self.diverged_at + 1):
                 self.ledger.charge()
         run, steps = self.run, self.ledger.steps
-        taken = zip(self.ledger.course.counts(steps), self.batches.forms, strict=True)
         counted = cost.parameters(run.structure, run.shape, run.options, run.objective, self.V)
         self.result = {
             "schema": records.SCHEMA,
@@ -241,8 +240,8 @@ class Attempt:
                 "steps": self.ledger.steps,
                 "examples": steps * run.batch,
                 "tokens_seen": self.ledger.spent["tokens"],
-                "target_tokens": sum(count * run.batch * form.T for count, form in taken),
-                "epochs": self.batches.epochs(steps),
+                "target_tokens": self.batches.target_tokens(steps),
+                "epochs": epochs(run, steps),
                 "spent": self.ledger.spent,
                 **(final or dict.fromkeys(MEASURED)),
                 "train_loss": self.last_loss if final else None,

@@ -27,13 +27,13 @@ class Batches:
         self.held_out: list[tuple[Form, Batch]]
         if o.name == "pairs":
             self._pairs = Pairs(corpus, self.forms, seed)
-            self.held_out, self._examples = self._pairs.held_out(count), self._pairs.count
+            self.held_out = self._pairs.held_out(count)
         elif o.name == "causal_lm":
-            self._packed = Packed(corpus, o.T, seed)
-            self.held_out, self._examples = [(self.forms[0], _packed(self._packed.held_out(count)))], self._packed.rows
+            self._packed = Packed(corpus, o, seed)
+            self.held_out = [(self.forms[0], _packed(self._packed.held_out(count)))]
         else:
             self._windows = Examples(corpus, o.length, seed)
-            tokens, self._examples = self._windows.held_out(count), self._windows.windows
+            tokens = self._windows.held_out(count)
             self.held_out = [
                 (form, self._build(form, tokens, seed=0, first=0)) for form in evaluated(o, run.evaluation.splits)
             ]
@@ -49,9 +49,12 @@ class Batches:
         tokens = self._windows.batch(step, run.batch, rows)
         return form, self._build(self.forms[form], tokens, seed=run.seed.data, first=first + rows.start)
 
-    def epochs(self, steps: int) -> float:
-        """How often so many steps go through the training examples."""
-        return steps * self.run.batch / self._examples
+    def target_tokens(self, steps: int) -> int:
+        """Targets that so many steps score, padding not among them; of loss on all, the targets alone."""
+        counts, B = self.course.counts(steps), self.run.batch
+        if self.run.objective.name == "pairs":
+            return sum(self._pairs.target_tokens(bucket, count * B) for bucket, count in enumerate(counts))
+        return sum(count * B * form.T for count, form in zip(counts, self.forms, strict=True))
 
     def _build(self, form: Form, tokens: np.ndarray, *, seed: int, first: int) -> Batch:
         return build(form, tokens, self.tokenizer, seed=seed, first=first, sentinels=self._sentinels)
@@ -65,7 +68,25 @@ def _packed(entering_and_labels: tuple[np.ndarray, np.ndarray]) -> Batch:
 def count_examples(data: Data, objective: Objective) -> tuple[int, int]:
     """Examples that there are to train on and held out; reads no token."""
     if objective.name == "pairs":
-        return count_pairs(data, [(S, T) for S, T, _ in objective.buckets])
+        counts, held_out, _ = count_pairs(data, _shapes(objective))
+        return sum(counts), held_out
     if objective.name == "causal_lm":
-        return count_rows(data, objective.T)
+        return count_rows(data, objective)
     return count_windows(data, objective.length)
+
+
+def left_out(data: Data, objective: Objective) -> int:
+    """Training pairs that no bucket takes; 0 of other objectives."""
+    return count_pairs(data, _shapes(objective))[2] if objective.name == "pairs" else 0
+
+
+def epochs(run: Run, steps: int) -> float:
+    """How often so many steps go through the training examples; of pairs, through the bucket that comes round most often."""
+    if run.objective.name != "pairs":
+        return steps * run.batch / count_examples(run.data, run.objective)[0]
+    counts, taken = count_pairs(run.data, _shapes(run.objective))[0], Course(run.objective, run.seed.data).counts(steps)
+    return max(n * run.batch / count if count else 0.0 for n, count in zip(taken, counts, strict=True))
+
+
+def _shapes(objective: Objective) -> tuple[tuple[int, int], ...]:
+    return tuple((S, T) for S, T, _ in objective.buckets)

@@ -173,6 +173,10 @@ def rank(
     """Each context is read once, as a model of this objective reads it, and each of its choices scored after it."""
     begun = [opened(objective, tokenizer, _ids(tokenizer, question.context)) for question in questions]
     choices = [[_ids(tokenizer, choice) for choice in question.choices] for question in questions]
+    for number, (question, ids) in enumerate(zip(questions, choices, strict=True), start=1):
+        _not_empty(
+            number, {"context": _ids(tokenizer, question.context)} | {f"choice {i}": c for i, c in enumerate(ids)}
+        )
     found: list[list[float]] = [[] for _ in questions]
     for rows, inputs_BC, lengths_B in _batches([inputs for inputs, _ in begun]):
         room = bucket(max(len(choice) for row in rows for choice in choices[row]))
@@ -222,7 +226,10 @@ def write_out(
     most: int,
 ) -> list[Written]:
     """The likeliest token after token until SEP, at most `most` of them."""
-    begun = [opened(objective, tokenizer, _ids(tokenizer, source)) for source in sources]
+    ids = [_ids(tokenizer, source) for source in sources]
+    for number, source in enumerate(ids, start=1):
+        _not_empty(number, {"source": source})
+    begun = [opened(objective, tokenizer, source) for source in ids]
     written: dict[int, Written] = {}
     for rows, inputs_BC, lengths_B in _batches([inputs for inputs, _ in begun]):
         cache = prefill(model, params, inputs_BC, lengths_B, room=most)
@@ -280,6 +287,13 @@ def _share(hits: Sequence[bool]) -> dict[str, float | None]:
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [int(token) for token in tokenizer.encode(text)]
+
+
+def _not_empty(number: int, texts: dict[str, list[int]]) -> None:
+    """ValueError for what the tokenizer makes nothing of."""
+    for name, ids in texts.items():
+        if not ids:
+            raise ValueError(f"example {number}: its {name} has no tokens: give it text that the tokenizer knows")
 
 
 def _batches(inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:

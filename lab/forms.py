@@ -64,7 +64,10 @@ class Objective:
         if self.loss == "all":
             require(self.name in ("lm", "prefix_lm", "pairs"), "objective.loss", self.loss,
                     f"{self.name} scores its targets: use 'targets'")  # fmt: skip
-        getattr(self, f"_check_{self.name}", lambda: None)()
+        checks = {"masked_lm": self._check_masked_lm, "prefix_lm": self._check_prefix_lm,
+                  "span_corruption": self._check_span_corruption, "pairs": self._check_pairs}  # fmt: skip
+        if self.name in checks:
+            checks[self.name]()
 
     def _check_masked_lm(self) -> None:
         require(self.T <= self.S, "objective.T", self.T, f"mask at most the S = {self.S} tokens there are")
@@ -150,6 +153,7 @@ class Form:
 
 @functools.lru_cache(maxsize=1024)
 def forms(objective: Objective) -> tuple[Form, ...]:
+    """The forms that steps of this objective take, each with its share of a cycle."""
     o = objective
     if o.name == "prefix_lm":
         return tuple(split(o.length, S, loss=o.loss) for S in o.splits)
@@ -193,6 +197,7 @@ class Course:
         self.cycle = int(self.shares.sum())
 
     def form(self, step: int) -> int:
+        """Of step `step` (from 0): an index into `forms`."""
         return int(self._order(step // self.cycle)[step % self.cycle])
 
     def counts(self, steps: int) -> list[int]:

@@ -59,10 +59,16 @@ def predict(
     by_matrix: int = 1,
     pack: int = 1,
 ) -> Memory:
-    """by_batch: devices that share the batch. by_matrix: devices that share each matrix. pack: runs side by side."""
-    form = max(
-        forms(run.objective), key=lambda form: (form.S + form.T, form.scored)
-    )  # where steps take several, the largest
+    """by_batch: devices that share the batch. by_matrix: devices that share each matrix. pack: runs side by side. Where steps
+    take several forms, of the one that takes most."""
+    each = [
+        _of_form(run, form, V, execution, by_batch=by_batch, by_matrix=by_matrix, pack=pack)
+        for form in forms(run.objective)
+    ]
+    return max(each, key=lambda memory: memory.total)
+
+
+def _of_form(run: Run, form: Form, V: int, execution: Execution, *, by_batch: int, by_matrix: int, pack: int) -> Memory:
     s, T, scan, remat = run.shape, form.T, execution.scan, execution.remat and execution.scan
     inside = INSIDE["remat" if remat else "scan" if scan else "unrolled"]
     examples, size = run.batch / execution.microbatches / by_batch, ACTIVATION[run.precision]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from lab.data.tokenizers import Tokenizer
 from lab.forms import Form, Objective, noised
@@ -47,45 +48,75 @@ def lm(form: Form, tokens_Bn: np.ndarray, tokenizer: Tokenizer, *, seed: int, fi
 
 def masked_lm(form: Form, tokens_Bn: np.ndarray, tokenizer: Tokenizer, *, seed: int, first: int) -> Batch:
     """T of the S tokens are chosen anew for each example of the stream, a function of (seed, place in the stream)."""
-    inputs, chosen = tokens_Bn.copy(), np.empty((len(tokens_Bn), form.T), np.int32)
-    for row in range(len(tokens_Bn)):
-        rng = np.random.Generator(np.random.PCG64([seed, first + row]))
-        chosen[row] = np.sort(rng.permutation(form.S)[: form.T])
-        fate = rng.random(form.T)
-        other = rng.integers(0, tokenizer.sep, form.T)  # text tokens are the ids below SEP
-        kept = tokens_Bn[row, chosen[row]]
-        inputs[row, chosen[row]] = np.where(
-            fate < MASKED, tokenizer.mask, np.where(fate < MASKED + RANDOM, other, kept)
-        )
-    return Batch(inputs, chosen, np.take_along_axis(tokens_Bn, chosen, axis=1))
+    B, S, T = len(tokens_Bn), form.S, form.T
+    drawn = draws(seed, first, B, S + 2 * T)
+    chosen_BT = np.sort(np.argsort(drawn[:, :S], axis=1)[:, :T], axis=1).astype(np.int32)
+    fate_BT, other_BT = (
+        drawn[:, S : S + T],
+        (drawn[:, S + T :] * tokenizer.sep).astype(np.int32),
+    )  # ids of text, below SEP
+    kept_BT = np.take_along_axis(tokens_Bn, chosen_BT, axis=1)
+    inputs_BS = tokens_Bn.copy()
+    entering_BT = np.where(fate_BT < MASKED, tokenizer.mask, np.where(fate_BT < MASKED + RANDOM, other_BT, kept_BT))
+    np.put_along_axis(inputs_BS, chosen_BT, entering_BT, axis=1)
+    return Batch(inputs_BS, chosen_BT, kept_BT)
 
 
 def span_corruption(form: Form, tokens_Bn: np.ndarray, tokenizer: Tokenizer, *, seed: int, first: int) -> Batch:
     """T5 (Raffel et al. 2020, random_spans_noise_mask): text and noise alternate in `spans` parts each, whose lengths are a
     uniform draw among all that are positive. Each noise span is one sentinel among the inputs; the targets are every
     sentinel and its span, then SEP as the end."""
-    n, k = tokens_Bn.shape[1], form.spans
+    (B, n), k = tokens_Bn.shape, form.spans
     noise = form.T - k - 1
-    inputs = np.empty((len(tokens_Bn), n - noise + k), np.int32)
-    labels = np.empty((len(tokens_Bn), form.T), np.int32)
-    sentinels = np.array([tokenizer.special(i) for i in range(k)], np.int32)
-    for row, tokens in enumerate(tokens_Bn):
-        rng = np.random.Generator(np.random.PCG64([seed, first + row]))
-        lengths = np.stack([_parts(rng, n - noise, k), _parts(rng, noise, k)], axis=1).reshape(-1)
-        ends = np.cumsum(lengths)
-        is_noise = np.repeat(np.arange(2 * k) % 2 == 1, lengths)
-        # A sentinel goes in where a noise span begins: behind so many kept tokens, and before so many noisy ones.
-        begins = ends[0::2]
-        inputs[row] = np.insert(tokens[~is_noise], np.cumsum(lengths[0::2]), sentinels)
-        labels[row, :-1] = np.insert(tokens[is_noise], begins - np.cumsum(lengths[0::2]), sentinels)
-        labels[row, -1] = tokenizer.sep
+    S = n - noise + k
+    drawn = draws(seed, first, B, n - 2)
+    kept_Bk, noisy_Bk = (
+        np.cumsum(_parts(numbers, k), axis=1) for numbers in (drawn[:, : n - noise - 1], drawn[:, n - noise - 1 :])
+    )
+    begins_Bk, ends_Bk = kept_Bk + noisy_Bk - np.diff(noisy_Bk, axis=1, prepend=0), kept_Bk + noisy_Bk
+    # Where each token goes in a row of [inputs ; labels]: behind the kept or the noisy ones and the sentinels before it.
+    steps = np.zeros((2, B, n + 1), np.int32)
+    np.put_along_axis(steps[0], begins_Bk, 1, axis=1)
+    np.put_along_axis(steps[1], ends_Bk, 1, axis=1)
+    begun_Bn, ended_Bn = np.cumsum(steps[:, :, :n], axis=2, dtype=np.int32)
+    is_noise_Bn = begun_Bn > ended_Bn
+    noisy_Bn = np.cumsum(is_noise_Bn, axis=1, dtype=np.int32)
+    place_Bn = np.where(is_noise_Bn, S + noisy_Bn - 1, np.arange(n, dtype=np.int32) - noisy_Bn) + begun_Bn
+    both = np.full((B, S + form.T), tokenizer.sep, np.int32)
+    np.put_along_axis(both, place_Bn, tokens_Bn, axis=1)
+    of_span = np.arange(k)
+    sentinels_k = tokenizer.special(0) + of_span
+    np.put_along_axis(both, kept_Bk + of_span, np.broadcast_to(sentinels_k, (B, k)), axis=1)
+    before_Bk = noisy_Bk - np.diff(noisy_Bk, axis=1, prepend=0)
+    np.put_along_axis(both, S + before_Bk + of_span, np.broadcast_to(sentinels_k, (B, k)), axis=1)
+    inputs, labels = both[:, :S], both[:, S:]
     return Batch(inputs, after_sep(labels, tokenizer), labels)
 
 
-def _parts(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
-    """`count` positive whole numbers that add up to `total`, each such row as likely as the others."""
-    cuts = np.sort(rng.permutation(total - 1)[: count - 1]) + 1
-    return np.diff(np.concatenate([[0], cuts, [total]]))
+def _parts(drawn_Bm: np.ndarray, count: int) -> np.ndarray:
+    """[B, count] positive whole numbers that add up to m + 1, each such row as likely as the others."""
+    B, places = drawn_Bm.shape
+    cuts = np.sort(np.argsort(drawn_Bm, axis=1)[:, : count - 1], axis=1) + 1
+    return np.diff(cuts, axis=1, prepend=np.zeros((B, 1), int), append=np.full((B, 1), places + 1))
+
+
+def draws(seed: int, first: int, examples: int, numbers: int) -> Float[np.ndarray, "examples numbers"]:
+    """Uniform numbers in [0, 1), each a function of the seed, its example's place in the stream and its own place: SplitMix64
+    (Steele, Lea and Flood 2014) of a counter, for all of a batch at once. Of an example the first numbers stay what
+    they are, however many are asked for."""
+    place = np.arange(first, first + examples, dtype=np.uint64)[:, None]
+    own = np.arange(numbers, dtype=np.uint64)[None, :]
+    begun = _mixed(_mixed(np.full((1, 1), seed, np.uint64) + _GOLDEN) + place * _GOLDEN)
+    return (_mixed(begun + (own + np.uint64(1)) * _GOLDEN) >> np.uint64(11)) * 2.0**-53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 OBJECTIVES: dict[str, Callable[..., Batch]] = {"lm": lm, "masked_lm": masked_lm, "span_corruption": span_corruption}

@@ -19,10 +19,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lab import structure as structures
 from lab.checks import check_choice, check_integer, check_number, nearest, require
-from lab.forms import Objective
+from lab.forms import MOST_FORMS, Objective
 from lab.structure import Structure
 
-SCHEMA = 1
+SCHEMA = 2  # of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +193,13 @@ class Evaluation:
         check_integer("evaluation.times", self.times, 1)
         for split in self.splits:
             check_integer("evaluation.splits", split, 1)
+        ok = list(self.splits) == sorted(set(self.splits)) and len(self.splits) <= MOST_FORMS
+        require(
+            ok,
+            "evaluation.splits",
+            self.splits,
+            f"use at most {MOST_FORMS} different input lengths, the shortest first",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +244,8 @@ class Run:
 
     @property
     def measure(self) -> str:
-        """What the reported loss is the loss of. Losses of one corpus and one measure can be compared, no others."""
+        """What the reported loss is the loss of. Losses of one corpus in one tokenizer, of one measure, on as many held-out
+        examples can be compared, and no others."""
         o, splits = self.objective, self.evaluation.splits
         if o.name == "lm" and not splits:
             splits = (o.S,)
@@ -249,6 +257,8 @@ class Run:
             return "targets of pairs, in buckets " + ", ".join(f"{S}+{T}" for S, T, _ in sorted(o.buckets))
         if o.name == "causal_lm":
             return f"all tokens, packed in rows of {o.T}"
+        if o.name == "ul2":
+            return f"ul2's own, {o.length} tokens of text"
         return f"{o.name}'s own, {o.S} inputs and {o.T} targets" + (f" in {o.spans} spans" if o.spans else "")
 
     @property

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from lab import cost, hardware, records
-from lab.batches import count_examples
+from lab.batches import count_examples, epochs, left_out
 from lab.data import describe
 from lab.execution import Execution
 from lab.forms import forms
@@ -129,11 +129,11 @@ def plan(study: Study) -> Plan:
             for rung in study.rungs(budget_index):
                 cell = []
                 for arm in study.arms:
-                    run = _sized(study, arm, rung, budget)
-                    off = match.residual(run, run.V)
-                    if abs(off) > study.match.tolerance:
-                        unmatched.append(f"{arm} rung {rung} (D={run.shape.D}) at {budget:.3g}: {off:+.2%}")
-                    cell += list(_replicates(study, arm, budget_index, rung, run, off))
+                    found = list(_replicates(study, arm, budget_index, rung, _sized(study, arm, rung, budget)))
+                    worst = max(found, key=lambda row: abs(row.residual))
+                    if abs(off := worst.residual) > study.match.tolerance:
+                        unmatched.append(f"{arm} rung {rung} (D={worst.run.shape.D}) at {budget:.3g}: {off:+.2%}")
+                    cell += found
                 rows += cell
     said += _shortened(sorted({str(w.message) for w in caught}))
     if unmatched:
@@ -143,6 +143,7 @@ def plan(study: Study) -> Plan:
             "drop the largest rungs"
         )
     said += _check_epochs(study, rows)
+    said += _left_out(study)
     said += _same_functions(study, rows)
     return Plan(study=study, runs=tuple(rows), warnings=tuple(said))
 
@@ -185,32 +186,39 @@ def _sized(study: Study, arm: str, rung: int, budget: float) -> Run:
     return replace(run, optimizer=replace(run.optimizer, learning_rate=rate))
 
 
-def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run, off: float) -> Iterable[PlannedRun]:
+def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run) -> Iterable[PlannedRun]:
     """Seeds of a cell (init and data together, the same for every arm), at each learning rate that is swept."""
-    V = run.V
-    planned = cost.planned(run, V)
-    examples = count_examples(run.data, run.objective)[0]
-    seconds = hardware.estimate_seconds(run, V)
     rates = study.learning_rate if isinstance(study.learning_rate, tuple) else (run.optimizer.learning_rate,)
+    row: PlannedRun | None = None
     for replicate in range(study.replicates(budget, rung)):
+        seeded = with_seed(run, replicate)
+        if row is None or len(forms(run.objective)) > 1:  # which forms the steps take, and so their cost, is the seed's
+            row = planned_run(seeded, arm=arm, budget=study.budgets[budget], rung=rung)
         for rate in rates:
-            seeded = replace(
-                run,
-                seed=Seed(init=run.seed.init + replicate, data=run.seed.data + replicate),
-                optimizer=replace(run.optimizer, learning_rate=rate),
-            )
-            yield PlannedRun(
-                run_id=seeded.run_id,
-                arm=arm,
-                budget=study.budgets[budget],
-                rung=rung,
-                replicate=replicate,
-                residual=off,
-                epochs=planned["steps"] * run.batch / examples,
-                seconds_estimated=seconds,
-                planned=planned,
-                run=seeded,
-            )
+            one = replace(seeded, optimizer=replace(run.optimizer, learning_rate=rate))
+            yield replace(row, run=one, run_id=one.run_id, replicate=replicate)
+
+
+def with_seed(run: Run, replicate: int) -> Run:
+    """The template's run of this replicate."""
+    return replace(run, seed=Seed(init=run.seed.init + replicate, data=run.seed.data + replicate))
+
+
+def planned_run(run: Run, *, arm: str, budget: float, rung: int) -> PlannedRun:
+    """A row of the plan, with what this very run spends."""
+    planned = cost.planned(run, run.V)
+    return PlannedRun(
+        run_id=run.run_id,
+        arm=arm,
+        budget=budget,
+        rung=rung,
+        replicate=0,
+        residual=match.residual(run, run.V),
+        epochs=epochs(run, planned["steps"]),
+        seconds_estimated=hardware.estimate_seconds(run, run.V),
+        planned=planned,
+        run=run,
+    )
 
 
 def _check_comparable(study: Study) -> None:
@@ -255,6 +263,17 @@ def _check_epochs(study: Study, rows: list[PlannedRun]) -> list[str]:
     if any(max(epochs) > 1 and max(epochs) > UNEQUAL_EPOCHS * min(epochs) for epochs in by_cell.values()):
         said.append(f"compared arms repeat their text unequally, by more than a factor of {UNEQUAL_EPOCHS:g}")
     return said
+
+
+def _left_out(study: Study) -> list[str]:
+    """Pairs that the buckets of an objective do not take are neither trained on nor evaluated."""
+    said = set()
+    for template in study.arms.values():
+        if left := left_out(template.data, template.objective):
+            said.add(
+                f"{left:,} training pairs fit no bucket of {template.measure} and are left out, as are such held-out ones"
+            )
+    return sorted(said)
 
 
 def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:

@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from lab import cost, plan_file, spec
-from lab.spec import Run, Seed, Shape
+from lab.spec import Run, Shape
 from sweeps import ladder
-from sweeps.plan import Plan, PlannedRun, plan
+from sweeps.plan import Plan, PlannedRun, plan, planned_run, with_seed
 from sweeps.store import Store
 from sweeps.study import Match, Study, load
 
@@ -157,9 +157,8 @@ def runs(study: Study, table: pd.DataFrame, existing: Iterable[PlannedRun] = ())
         row = replace(row, rung=_rung(study, arm, shape, have))
         taken = [r.replicate for r in have if (r.arm, r.budget, r.rung) == (arm, row.budget, row.rung)]
         replicate = max(taken, default=-1) + 1
-        base = study.arms[arm].seed
-        run = replace(row.run, seed=Seed(init=base.init + replicate, data=base.data + replicate))
-        row = replace(row, run=run, run_id=run.run_id, replicate=replicate)
+        run = with_seed(row.run, replicate)
+        row = replace(planned_run(run, arm=arm, budget=row.budget, rung=row.rung), replicate=replicate)
         have.append(row)
         asked.append(Asked(N=N, row=row, off_N=_body(run) / N - 1))
     return asked

@@ -79,10 +79,6 @@ class Examples:
         taken, counts = np.bincount(which, minlength=len(self._held_out.counts)), np.array(self._held_out.counts)
         return self._held_out.read(which, (2 * place + 1) * counts[which] // (2 * taken[which]))
 
-    def epochs(self, examples: int) -> float:
-        """How often `examples` examples go through the training windows; of a mixture, those that come round most often."""
-        return examples / self.windows
-
 
 @functools.lru_cache(maxsize=1024)
 def count_windows(data: Data, length: int) -> tuple[int, int]:

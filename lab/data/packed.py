@@ -8,11 +8,14 @@ is not used. Attention stays within a document (lab.objectives.Batch), so packin
 Letters: B rows of a batch, n places of a row.
 """
 
+import functools
+
 import numpy as np
 from jaxtyping import Int
 
 from lab.data.order import seeds, shuffled
 from lab.data.prepare import Corpus, Split, load
+from lab.data.synthetic import check_stream
 from lab.forms import Objective
 from lab.spec import Data
 
@@ -20,14 +23,12 @@ from lab.spec import Data
 class Packed:
     """`rows` in an epoch; `dropped` places of the training documents that no row covers."""
 
-    def __init__(self, corpus: Corpus, length: int, seed: int):
-        """Raises ValueError where all training documents together are shorter than one row."""
-        self._train, self._held_out = _Rows(corpus.train, length), _Rows(corpus.held_out, length)
+    def __init__(self, corpus: Corpus, objective: Objective, seed: int):
+        """Raises ValueError where all training documents together are shorter than one row, and where the objective was made
+        for another corpus."""
+        self._train, self._held_out = _training_rows(corpus, objective.T), _Rows(corpus.held_out, objective.T)
         self.sep, self.rows, self.dropped = corpus.tokenizer.sep, self._train.count, self._train.left
-        if not self.rows:
-            raise ValueError(
-                f"objective.T = {length}: the training documents fill no row of it: use fewer, or more text"
-            )
+        _check_attended(self._train, objective)
         self._order = shuffled(self.rows, seeds(seed, 1)[0])
 
     def batch(self, first: int, rows: range) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B n"]]:
@@ -51,16 +52,40 @@ def evenly(count: int, available: int, what: str) -> np.ndarray:
 
 def causal_lm(data: Data, T: int) -> Objective:
     """The objective of rows of T places, with the mean over the corpus of the query-key pairs within documents of a row."""
-    rows = _Rows(load(data).train, T)
-    if not rows.count:
-        raise ValueError(f"objective.T = {T}: the training documents fill no row of it: use fewer, or more text")
-    return Objective(name="causal_lm", S=0, T=T, attended=round(rows.attended() / rows.count))
+    return Objective(name="causal_lm", S=0, T=T, attended=_training_rows(load(data), T).attended_mean)
 
 
-def count_rows(data: Data, length: int) -> tuple[int, int]:
-    """Rows in the training and in the held-out split."""
+@functools.lru_cache(maxsize=64)
+def count_rows(data: Data, objective: Objective) -> tuple[int, int]:
+    """Rows in the training and in the held-out split; ValueError where the objective was made for another corpus."""
     corpus = load(data)
-    return _Rows(corpus.train, length).count, _Rows(corpus.held_out, length).count
+    rows = _training_rows(corpus, objective.T)
+    _check_attended(rows, objective)
+    return rows.count, _Rows(corpus.held_out, objective.T).count
+
+
+def refuse_mixture(split: Split, objective: str) -> None:
+    """Raises ValueError for a mixture: rows and buckets take documents as they lie, not by weight."""
+    if split.mixture:
+        raise ValueError(f"objective.name = {objective!r}: this corpus is a mixture, whose weights it can not keep: use one of "
+                         "its corpora, or objective 'lm'")  # fmt: skip
+
+
+def _training_rows(corpus: Corpus, length: int) -> "_Rows":
+    refuse_mixture(corpus.train, "causal_lm")
+    check_stream(corpus.summary.get("corpus", ""), "causal_lm")
+    rows = _Rows(corpus.train, length)
+    if not rows.count:
+        raise ValueError(f"objective.T = {length}: the training documents fill no row of it: use fewer, or more text")
+    return rows
+
+
+def _check_attended(rows: "_Rows", objective: Objective) -> None:
+    if objective.attended != rows.attended_mean:
+        raise ValueError(
+            f"objective.attended = {objective.attended}: rows of {objective.T} of this corpus attend to {rows.attended_mean} "
+            "pairs on the mean: lab.data.packed.causal_lm(data, T) makes the objective of a corpus"
+        )
 
 
 class _Rows:
@@ -76,6 +101,11 @@ class _Rows:
         cuts = np.unique(np.concatenate([self.before[self.before < end], np.arange(0, end + 1, self.length)]))
         parts = np.diff(cuts)
         return int((parts * (parts + 1) // 2).sum())
+
+    @functools.cached_property
+    def attended_mean(self) -> int:
+        """Of one row, to the nearest whole pair."""
+        return round(self.attended() / self.count)
 
     def read(self, rows_B: np.ndarray, sep: int) -> tuple[np.ndarray, np.ndarray]:
         n = self.length

@@ -5,12 +5,13 @@ target and the end in T. Pairs that no bucket takes are left out, and counted. E
 take buckets as often as pairs fall into them (lab.forms.Course).
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from lab.data.order import seeds, shuffled
-from lab.data.packed import evenly
+from lab.data.packed import evenly, refuse_mixture
 from lab.data.prepare import Corpus, Split, load
 from lab.data.tokenizers import Tokenizer
 from lab.forms import MOST_FORMS, Form, Objective
@@ -22,7 +23,7 @@ CYCLE = 32  # steps in which each bucket comes as often as its share says; share
 
 
 class Pairs:
-    """`count` pairs in an epoch over all buckets; `left_out` training pairs that no bucket takes."""
+    """`counts` pairs in an epoch of each bucket; `left_out` training pairs that no bucket takes."""
 
     def __init__(self, corpus: Corpus, forms: Sequence[Form], seed: int):
         """Raises ValueError for a corpus that has no pairs, and for a bucket that no training pair falls into."""
@@ -30,7 +31,8 @@ class Pairs:
         self._train, self._held_out = _Spans(corpus.train), _Spans(corpus.held_out)
         where = self._train.buckets([(form.S, form.T) for form in forms])
         self._members = [np.flatnonzero(where == index) for index in range(len(forms))]
-        self.count, self.left_out = int((where >= 0).sum()), int((where < 0).sum())
+        self.counts = [len(members) for members in self._members]
+        self.left_out = int((where < 0).sum())
         for form, members in zip(forms, self._members, strict=True):
             if not len(members):
                 raise ValueError(
@@ -46,6 +48,14 @@ class Pairs:
         order, members = self._orders[bucket], self._members[bucket]
         chosen = members[[order(first + row) for row in rows]]
         return self._train.batch(self.forms[bucket], chosen, self.tokenizer)
+
+    def target_tokens(self, bucket: int, count: int) -> int:
+        """Targets and ends of the first `count` places of the bucket's stream, padding not among them."""
+        members, order = self._members[bucket], self._orders[bucket]
+        each = self._train.targets[members] + 1
+        whole, rest = divmod(count, len(members))
+        begun = [order(whole * len(members) + place) for place in range(rest)]
+        return int(whole * each.sum() + each[begun].sum())
 
     def held_out(self, count: int) -> list[tuple[Form, Batch]]:
         """The same for every seed: `count` held-out pairs, evenly spaced among those that a bucket takes, by bucket."""
@@ -69,6 +79,7 @@ class _Spans:
                 "objective.name = 'pairs': this corpus has no pairs: use python_docstrings, python_bodies, or prepare one with "
                 "--source-column and --target-column"
             )
+        refuse_mixture(split, "pairs")
         self.split = split
         self.sources = np.asarray(split.sources)
         self.targets = np.asarray(split.lengths) - self.sources
@@ -97,8 +108,9 @@ def pairs_objective(
     targets: Sequence[int] | None = None,
     loss: str = "targets",
 ) -> Objective:
-    """Buckets for a corpus of pairs: every S of `inputs` with every T of `targets`, as often as pairs fall into it; those that
-    hold less than a cycle's step are left to the next larger one. By default the quartiles and the 95th percentile of the
+    """Buckets for a corpus of pairs: every S of `inputs` with every T of `targets`, as often as pairs fall into it. One that
+    would hold less than a cycle's step is left out, and its pairs to the next larger one that there is: a rare bucket would
+    be seen too often. By default the quartiles and the 95th percentile of the
     sources' lengths, and the median and 95th percentile of the targets' (their ends among them), in multiples of 8."""
     spans = _Spans(load(data).train)
     S = sorted(set(inputs or _edges(spans.sources, (0.25, 0.5, 0.75, 0.95))))
@@ -110,12 +122,10 @@ def pairs_objective(
         if not total:
             raise ValueError(f"inputs = {S}, targets = {T}: no pair of the corpus fits: use longer ones")
         counts = np.bincount(where[where >= 0], minlength=len(shapes))
-        rare = [i for i, n in enumerate(counts) if n * CYCLE < total and i < len(shapes) - 1]
+        rare = [i for i, n in enumerate(counts) if n * CYCLE < total]
         if not rare and len(shapes) <= MOST_FORMS:
             break
-        shapes.pop(min(rare or range(len(shapes) - 1), key=lambda i: counts[i]))
-    if not counts[-1]:  # the largest, which the others were left to, took none
-        shapes, counts = shapes[:-1], counts[:-1]
+        shapes.pop(min(rare or range(len(shapes)), key=lambda i: counts[i]))
     shares = [max(1, round(CYCLE * int(n) / total)) for n in counts]
     buckets = tuple((s, t, share) for (s, t), share in zip(shapes, shares, strict=True))
     return Objective(
@@ -128,7 +138,10 @@ def _edges(lengths: np.ndarray, shares: Sequence[float]) -> list[int]:
     return [int(-(-np.quantile(lengths, share) // 8) * 8) for share in shares]
 
 
-def count_pairs(data: Data, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Pairs that a bucket takes, in the training and in the held-out split."""
+@functools.lru_cache(maxsize=64)
+def count_pairs(data: Data, shapes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, ...], int, int]:
+    """Training pairs of each bucket, held-out pairs that a bucket takes, and training pairs that none does."""
     corpus = load(data)
-    return tuple(int((_Spans(s).buckets(shapes) >= 0).sum()) for s in (corpus.train, corpus.held_out))  # pyright: ignore[reportReturnType]
+    train, held_out = (_Spans(split).buckets(shapes) for split in (corpus.train, corpus.held_out))
+    counts = np.bincount(train[train >= 0], minlength=len(shapes))
+    return tuple(counts.tolist()), int((held_out >= 0).sum()), int((train < 0).sum())

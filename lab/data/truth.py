@@ -1,8 +1,11 @@
 """What the true source loses on the very tokens that a run is evaluated on."""
 
+import numpy as np
+
 from lab.data.examples import Examples
 from lab.data.prepare import load
 from lab.data.synthetic import task
+from lab.forms import evaluated
 from lab.spec import Run
 
 
@@ -10,12 +13,15 @@ def optimum_on_evaluation(run: Run) -> float:
     """Nats per target of the task's own probabilities on the run's held-out examples. A run's loss less this is its excess,
     without the luck of the examples; their difference to `Task.loss` is that luck.
 
-    Raises ValueError where the run's corpus is no task, and for masked_lm, whose targets see what follows them.
+    Raises ValueError where the run's corpus is no task, and where its loss is not of targets given the text before them.
     """
-    if run.objective.name == "masked_lm":
+    scored = evaluated(run.objective, run.evaluation.splits)
+    if any(form.name != "lm" for form in scored):
         raise ValueError(
-            "objective.name = 'masked_lm': optima are known of targets given what is before them: use 'lm'"
+            f"objective.name = {run.objective.name!r}: optima are known of targets given the text before them: use 'lm' or "
+            "'prefix_lm', or evaluate at splits of the text (evaluation.splits)"
         )
     known = task(run.data.corpus)
     examples = Examples(load(run.data), run.objective.length, seed=0).held_out(run.evaluation.examples)
-    return float(known.optimum(examples)[:, run.objective.S :].mean())
+    nats_Bn = known.optimum(examples)
+    return float(np.concatenate([nats_Bn[:, -form.T :].reshape(-1) for form in scored]).mean())

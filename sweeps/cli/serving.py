@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lab import records, spec
@@ -50,7 +51,7 @@ def sample(
     (text,) = go_on(
         content, model, params, [prompt], tokens=tokens, tokenizer=tokenizer_of(content.data), sampling=sampling
     )
-    Console().print(f"[dim]{prompt}[/]", end="", highlight=False)
+    Console().print(f"[dim]{escape(prompt)}[/]", end="", highlight=False)
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 

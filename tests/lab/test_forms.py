@@ -158,7 +158,7 @@ def test_losses_are_of_one_measure_where_the_same_targets_follow_the_same_inputs
     lm = measure(Objective(S=6, T=10))
     assert lm == measure(Objective(S=6, T=10, loss="all"))
     assert lm == measure(SEVERAL["prefix_lm"], (6,)) == measure(Objective(name="ul2", S=8, T=8), (6,))
-    assert measure(SEVERAL["prefix_lm"]) == measure(Objective(S=6, T=10), (14, 2, 4, 8))
+    assert measure(SEVERAL["prefix_lm"]) == measure(Objective(S=6, T=10), (2, 4, 8, 14))
     apart = [*SEVERAL.values(), *ONE.values(), Objective(S=6, T=10)]
     del apart[1]  # the other prefix_lm, of other splits
     assert len({measure(o) for o in apart}) == len(apart)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lab.data.tokenizers import TOKENIZERS
 from lab.forms import Form, Objective, forms
-from lab.objectives import build, corrupted, pairs
+from lab.objectives import _GOLDEN, _mixed, build, corrupted, draws, pairs
 from lab.spec import Evaluation
 from runs import make_run
 
@@ -63,6 +63,35 @@ def test_span_lengths_are_drawn_uniformly():
     for counts, ways in ((np.bincount(noise)[1:], 4), (np.bincount(text)[1:], 5)):
         expected = 4000 / ways
         assert len(counts) == ways and np.sum((counts - expected) ** 2 / expected) < 20, counts
+
+
+def test_draws_are_uniform_and_a_function_of_seed_and_place():
+    whole = draws(3, 10, 400, 50)
+    np.testing.assert_array_equal(draws(3, 30, 5, 7), whole[20:25, :7])
+    assert not np.array_equal(draws(4, 10, 400, 50), whole)
+    counts = np.histogram(whole, bins=100, range=(0, 1))[0]
+    assert np.sum((counts - 200) ** 2 / 200) < 160  # 99 degrees of freedom
+    neighbours = [
+        np.corrcoef(whole[:, :-1].ravel(), whole[:, 1:].ravel()),
+        np.corrcoef(whole[:-1].ravel(), whole[1:].ravel()),
+    ]
+    assert all(abs(found[0, 1]) < 0.03 for found in neighbours)
+    # SplitMix64 of the state 0, by its published reference: the first of its numbers.
+    assert int(_mixed(np.array([_GOLDEN]))[0]) == 0xE220A8397B1DCDAF
+
+
+def test_masks_are_bert_s():
+    """15 of 100 tokens; of the chosen 80% become MASK, 10% another token, 10% stay."""
+    form = Form(name="masked_lm", S=100, T=15, length=100)
+    tokens = np.full((2000, 100), 7, np.int32)
+    batch = build(form, tokens, BYTES, seed=0, first=0)
+    assert (np.diff(batch.targets, axis=1) > 0).all() and (batch.labels == 7).all()
+    entering = np.take_along_axis(batch.inputs, batch.targets, axis=1)
+    assert abs(np.mean(entering == BYTES.mask) - 0.8) < 0.01
+    assert abs(np.mean((entering != BYTES.mask) & (entering != 7)) - 0.1 * 255 / 256) < 0.01
+    assert (batch.inputs == 7).sum() >= 2000 * 85 and entering.max() == BYTES.mask
+    places = np.bincount(batch.targets.ravel(), minlength=100)
+    assert np.sum((places - 300) ** 2 / 300) < 160
 
 
 def test_ul2_tells_the_mode_and_keeps_the_text():

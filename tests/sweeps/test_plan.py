@@ -219,3 +219,27 @@ def test_the_program_that_takes_most_memory_is_named(mine):
     assert row.run.shape.D == 24
     small, frugal, _ = plan.memory("gpu", limit=1)
     assert small.total < needed.total and frugal.remat and frugal.microbatches == 4
+
+
+def test_each_replicate_is_planned_as_its_own_seed_spends(mine):
+    """Which forms the steps take is the seed's: replicates of one cell may differ in steps and FLOPs."""
+    o = Objective(name="prefix_lm", S=8, T=8, splits=(2, 8, 14))
+    arms = {name: replace(a, objective=o) for name, a in mine.arms.items()}
+    rows = sweeps.plan(replace(mine, arms=arms, seeds=4)).runs
+    for row in rows:
+        assert dict(row.planned) == cost.planned(row.run, row.run.V)
+        assert row.residual == match.residual(row.run, row.run.V)
+    by_cell = {}
+    for row in rows:
+        by_cell.setdefault((row.arm, row.budget, row.rung), set()).add(row.planned["exact"])
+    assert any(len(spent) > 1 for spent in by_cell.values()), "seeds that draw alike would show nothing"
+
+
+def test_arms_trained_differently_are_compared_where_they_are_scored_alike(mine):
+    other = mine.arms["prefix_lm"]
+    arms = {**mine.arms, "prefix_lm": replace(other, objective=Objective(name="ul2", S=8, T=8))}
+    with pytest.raises(ValueError, match=r"ul2's own, 16 tokens of text.*evaluation\.splits"):
+        sweeps.plan(replace(mine, arms=arms))
+    splits = other.objective.S
+    arms["prefix_lm"] = replace(arms["prefix_lm"], evaluation=replace(other.evaluation, splits=(splits,)))
+    assert sweeps.plan(replace(mine, arms=arms)).runs

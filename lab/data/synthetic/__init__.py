@@ -87,6 +87,14 @@ def task(corpus: str) -> Task:
         raise ValueError(f"data.corpus = {corpus!r}: {error}") from error
 
 
+def check_stream(corpus: str, objective: str) -> None:
+    """Raises ValueError where the corpus is a task of examples, which have no meaning one after the other."""
+    if corpus.partition(":")[0] in TASKS and not task(corpus).stream:
+        raise ValueError(
+            f"objective.name = {objective!r}: {corpus!r} is a task whose examples stand by themselves: use 'lm'"
+        )
+
+
 def check_length(corpus: str, length: int) -> None:
     """Raises ValueError where windows of `length` tokens would not be the examples of a task. Other corpora have no such
     length."""

@@ -46,8 +46,10 @@ def test_each_pair_is_in_the_smallest_bucket_that_takes_it(corpus):
         found = smallest(shapes, corpus.train.sources[pair], corpus.train.lengths[pair] - corpus.train.sources[pair])
         if found:
             expected[found].add(pair)
-    assert stream.count == sum(map(len, expected.values())) == 240 - stream.left_out
-    assert count_pairs(make_run().data, shapes)[0] == stream.count
+    assert stream.counts == [len(expected[shape]) for shape in shapes]
+    assert sum(stream.counts) == 240 - stream.left_out
+    counts, held_out, left_out = count_pairs.__wrapped__(make_run().data, tuple(shapes))
+    assert list(counts) == stream.counts and left_out == stream.left_out and held_out <= 80
     for index, shape in enumerate(shapes):
         size = len(expected[shape])
         epoch = stream.batch(index, 0, range(size))
@@ -63,10 +65,27 @@ def test_buckets_come_as_often_as_pairs_fall_into_them(corpus):
     o = pairs_objective(make_run().data, inputs=(8, 24, 40), targets=(6, 12))
     stream = Pairs(corpus, forms(o), seed=0)
     for members, (_, _, share) in zip(stream._members, o.buckets, strict=True):
-        assert abs(share - CYCLE * len(members) / stream.count) <= 0.5 or share == 1
+        assert abs(share - CYCLE * len(members) / sum(stream.counts)) <= 0.5 or share == 1
     by_default = pairs_objective(make_run().data)
     assert all(S % 8 == 0 and T % 8 == 0 for S, T, _ in by_default.buckets)
     assert Pairs(corpus, forms(by_default), seed=0).left_out < 0.15 * 240
+
+
+def test_a_rare_bucket_is_left_out_and_its_pairs_with_it(corpus):
+    """One pair in 240 is longer than the others: as a bucket of its own it would be seen in every cycle."""
+    sources = np.array(corpus.train.sources)
+    assert (sources > 38).sum() < 240 / CYCLE < (sources <= 38).sum()
+    o = pairs_objective(make_run().data, inputs=(38, 40), targets=(12,))
+    assert [bucket[:2] for bucket in o.buckets] == [(38, 12)]
+
+
+def test_targets_are_counted_without_their_padding(corpus):
+    o = pairs_objective(make_run().data, inputs=(24, 40), targets=(6, 12))
+    stream = Pairs(corpus, forms(o), seed=0)
+    for bucket, size in enumerate(stream.counts):
+        for count in (3, size, 2 * size + 5):
+            labels = stream.batch(bucket, 0, range(count)).labels
+            assert stream.target_tokens(bucket, count) == int((labels != BYTES.pad).sum())
 
 
 def test_held_out_pairs_are_the_same_for_every_seed(corpus):
