@@ -64,7 +64,8 @@ def describe(
     """Finds the corpus on this machine, prepares it in the cache where that has not been done, and says what it is.
 
     Corpus 'prepared' is the directory `path`, with the tokenizer and the held-out documents that it was prepared with.
-    Raises ValueError for an unknown corpus, tokenizer or path, and for one without at least two documents of text.
+    Raises ValueError for an unknown corpus, tokenizer or path, and for one without at least two documents of text; OSError
+    for a disk or hub that fails, after which the same call goes on from the parts that are done.
     """
     if corpus == PREPARED:
         return _described_directory(path)
@@ -206,7 +207,8 @@ def _build(
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Reads, tokenizes, deduplicates, splits and stores every document in `out`, else in the cache; that directory. What the
-    source or the tokenizer is at fault for leaves nothing behind; what else went wrong leaves the parts that are done."""
+    source or the tokenizer is at fault for (ValueError) leaves nothing behind; what else went wrong (OSError of disk or hub,
+    a worker's death) leaves the parts that are done."""
     with _alone(work):
         if out is not None and out.exists():  # another process was at it
             shutil.rmtree(work, ignore_errors=True)

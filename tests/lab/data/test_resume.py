@@ -1,7 +1,9 @@
 """One corpus, whoever prepares it and whatever interrupts them: the same bytes."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -138,6 +140,41 @@ def test_a_worker_that_finds_a_broken_line_leaves_nothing(source, tmp_path):
         with pytest.raises(ValueError, match=r"a\.jsonl:701: not a JSON object"):
             prepare("jsonl", broken, tmp_path / "out", workers=count)
         assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_disk_that_is_full_leaves_the_parts_that_are_done(source, tmp_path, count):
+    """A limit on the size of files stands for it: the last part is beyond it."""
+    folder, out = tmp_path / "source", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes((source / "0.jsonl").read_bytes())
+    (folder / "b.jsonl").write_text(json.dumps({"text": "long " * 60_000}) + "\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            prepare("jsonl", folder, out, workers=count)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and not out.exists()
+    (work,) = tmp_path.glob(".out.preparing-*")
+    finished = sum(done(work / "parts", number) for number in range(30))
+    assert finished >= 3
+    reports: list[workers.Progress] = []
+    prepare("jsonl", folder, out, workers=count, report=reports.append)
+    assert reports[0].parts >= finished
+    prepare("jsonl", folder, tmp_path / "whole", workers=1)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "/x/y"), OSError("without a number"), ValueError("broken")]
+)
+def test_errors_of_workers_are_of_their_own_kind(error):
+    again = workers._error(json.loads(json.dumps(workers._told(error))))
+    assert isinstance(again, OSError) == isinstance(error, OSError) and str(again) == str(error)
+    if isinstance(error, OSError):
+        assert isinstance(again, OSError) and (again.errno, again.filename) == (error.errno, error.filename)
 
 
 def test_a_worker_that_dies_is_told_of(source, undisturbed, tmp_path, monkeypatch):
