@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lab.cache import cache_directory
 from lab.data import index, workers
@@ -311,16 +311,25 @@ def _publish(whole: Path, directory: Path) -> Path:
 @contextlib.contextmanager
 def _alone(work: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds the work directory, made if need be, until the end; BlockingIOError where another does and `wait` is false."""
+    stream = None
+    while stream is None:
+        work.mkdir(parents=True, exist_ok=True)
+        stream = _locked(work / "lock", wait)
+    with stream:
+        yield
+
+
+def _locked(file: Path, wait: bool) -> TextIO | None:
+    """The file, open and locked; None where whoever held it has ended, and removed the directory."""
     import fcntl
 
-    while True:
-        work.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), (work / "lock").open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Whoever held it may have ended, and removed the directory.
-            if os.path.samestat(os.fstat(stream.fileno()), (work / "lock").stat()):
-                yield
-                return
+    with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
+        stream = opened.enter_context(file.open("a"))
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+            opened.pop_all()
+            return stream
+    return None
 
 
 def _remove_abandoned(root: Path, pattern: str, seconds: float, but: Path | None = None) -> None:

@@ -181,6 +181,19 @@ def test_a_build_that_fails_is_no_corpus(folder, own_cache, monkeypatch, fail):
     assert not list(own_cache.glob(".*"))
 
 
+def test_a_file_that_is_missing_meanwhile_is_an_error(folder, own_cache, monkeypatch):
+    """Not taken for a work directory that another process has removed."""
+
+    def fail(*_):
+        raise FileNotFoundError(2, "No such file or directory", "gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lab.data.index.write", fail)
+        with pytest.raises(FileNotFoundError, match="gone"):
+            describe("text", folder)
+    load(describe("text", folder).data)
+
+
 def test_what_killed_processes_left_is_removed_in_time(folder, own_cache):
     old, young = own_cache / ".preparing-old", own_cache / ".preparing-young"
     for directory in (old, young):
