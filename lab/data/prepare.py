@@ -25,7 +25,7 @@ from lab.data import index, workers
 from lab.data.corpora import listing
 from lab.data.corpus import Corpus, Shards, Share, Split, open_corpus, tokenizer_in
 from lab.data.documents import Listing
-from lab.data.manifest import FILE, SHARDS, Sums, describe_summary, differences, shard_file
+from lab.data.manifest import FILE, SHARDS, Sums, describe_skipped, describe_summary, differences, shard_file
 from lab.data.parts import stem
 from lab.data.subwords import find, keep
 from lab.data.tokenizers import Tokenizer
@@ -342,11 +342,10 @@ def _remove_abandoned(root: Path, pattern: str, seconds: float, but: Path | None
 
 
 def _too_few(corpus: str, path: str | None, count: int, skipped: Mapping[str, int]) -> str:
-    left_out = ", ".join(f"{number} {reason}" for reason, number in skipped.items() if number)
     remedy = "use one with at least two UTF-8 text files, or give the path of one long file: it is cut into documents"
     return (
         f"data.path = {path!r}: corpus {corpus!r} has {count} different documents of text here "
-        f"({left_out or 'nothing'} left out), and some must be held out: {remedy}"
+        f"({describe_skipped({'skipped': skipped})} left out), and some must be held out: {remedy}"
     )
 
 

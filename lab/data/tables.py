@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.data.columns import Columns, Text
 from lab.data.documents import LONGEST_RECORD, MB, Document, Listing, Part, digest, gather, part_size, states, too_long
-from lab.data.text_files import existing, folder_files
+from lab.data.text_files import existing, folder_files, line_number
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -109,7 +109,7 @@ def _lines(file: Path, columns: Columns, start: int, end: int) -> Iterator[Text]
                     pass
             while (at := stream.tell()) < end:
                 line = stream.readline(LONGEST_RECORD + 1)
-                content = _content(line, columns, lambda at=at: f"{file}:{_line_number(file, at)}")
+                content = _content(line, columns, lambda at=at: f"{file}:{line_number(file, at)}")
                 if content is not None:
                     yield content
     except OSError as error:
@@ -148,16 +148,6 @@ def _content(line: bytes, columns: Columns, where: Any) -> Text | None:
             f"{where()}: a JSON {type(record).__name__}, not an object: each line is one, with the text in it"
         )
     return columns.of_record(record, where)
-
-
-def _line_number(file: Path, place: int) -> int:
-    """From 1."""
-    lines, left = 1, place
-    with file.open("rb") as stream:
-        while left > 0 and (block := stream.read(min(left, MB))):
-            lines += block.count(b"\n")
-            left -= len(block)
-    return lines
 
 
 def _opened(file: Path) -> Any:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from rich.table import Table
 
 from lab.data.documents import MB
+from lab.data.manifest import describe_skipped
 from lab.data.prepare import Progress as Done
 from lab.spec import Data
 
@@ -77,7 +78,7 @@ def prepare(
             workers=workers,
             report=report,
         )
-    print(f"{out}: {described}")
+    print(f"{out}: {described}\nleft out {describe_skipped(described.summary)}")
     _say_inexact(described.summary)
 
 
@@ -180,10 +181,9 @@ def show(directory: Source, /, documents: int = 3) -> None:
         table.add_row(split, *(f"{sums[name]:,}" for name in ("documents", "bytes", "tokens")), f"{each:.2f}")
     console.print(table)
     about = summary["tokenizer"]
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in summary["skipped"].items() if count) or "nothing"
     console.print(
         f"manifest {summary['manifest']}\ntokenizer {about['name']}, {about['vocabulary']:,} ids"
-        f"\nlicence {summary['licence'] or 'not stated'}\nleft out {left_out}\nshards {len(summary['shards'])}",
+        f"\nlicence {summary['licence'] or 'not stated'}\nleft out {describe_skipped(summary)}\nshards {len(summary['shards'])}",
         markup=False,
         soft_wrap=True,
     )

@@ -86,6 +86,22 @@ def test_a_study_on_ones_own_text_is_one_command(capsys, novels):
     assert code == 0 and (novels.parent / "plan" / "plan.json").exists()
 
 
+def test_what_was_left_out_is_said(capsys, novels):
+    for name, content in (
+        ("a.bin", b"\xff"),
+        ("b.bin", b"\0"),
+        ("c.txt", b""),
+        ("d.txt", (novels / "0.txt").read_bytes()),
+    ):
+        (novels / name).write_bytes(content)
+    shown = "left out 2 not_text, 1 empty, 1 duplicate"
+    assert shown in run(capsys, "data", "prepare", str(novels), "--out", "out")[1]
+    assert shown in run(capsys, "data", "show", "out")[1]
+    (novels.parent / "book.txt").write_bytes(b"a line\n" * 9 + b"caf\xe9\n")
+    code, _, err = run(capsys, "data", "prepare", "book.txt", "--out", "book")
+    assert code == 2 and "byte 66 (from 0), in line 10, is 0xe9" in " ".join(err.split())
+
+
 def test_names_of_texts_name_directories():
     data = sweeps.corpus("markov")
     assert name_of(data) == "markov"

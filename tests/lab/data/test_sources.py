@@ -102,6 +102,29 @@ def test_a_file_in_parts_loses_nothing(tmp_path_factory, content, part, look_ahe
     assert [document.number for document in found_documents] == list(range(len(found_documents)))
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            b"\xe9t\xe9",
+            r"book\.txt: byte 7,000 \(from 0\), in line 1,001, is 0xe9, which is not UTF-8 .*: mend it, or write",
+        ),
+        (b"\0", r"book\.txt: byte 7,000 \(from 0\), in line 1,001, is a NUL: mend it"),
+    ],
+)
+def test_a_file_given_by_itself_must_be_text(tmp_path, monkeypatch, bad, message):
+    monkeypatch.setattr(documents, "PART", 3000)
+    monkeypatch.setattr(text_files, "LONGEST_DOCUMENT", 3000)
+    (tmp_path / "book.txt").write_bytes(b"a line\n" * 1000 + bad + b"a line\n" * 1000)
+    with pytest.raises(ValueError, match=message):
+        read("text", tmp_path / "book.txt")
+    # In a folder it is counted, and what is text of it stays.
+    (tmp_path / "other.txt").write_text("a line\n")
+    found = list(listing("text", str(tmp_path)).read())
+    assert sum(document.content is None for document in found) == 1
+    assert sum(len(document.content) for document in found if isinstance(document.content, str)) > 10_000
+
+
 def test_large_files_of_a_folder_are_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "LONGEST_DOCUMENT", 3000)
     (tmp_path / "long.txt").write_text("a line\n" * 1000)
