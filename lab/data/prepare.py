@@ -33,7 +33,7 @@ from lab.data.workers import Progress
 from lab.records import SCHEMA, read_json, write_bytes, write_json
 from lab.spec import Data
 
-VERSION = 2  # of how documents are stored: raised when the same ones would be stored otherwise
+VERSION = 3  # of how documents are stored: raised when the same ones would be stored otherwise
 ABANDONED = 24 * 3600  # seconds after which unfinished work is some killed process's
 PREPARED = "prepared"  # the corpus that is a prepared directory
 Report = Callable[[Progress], None]

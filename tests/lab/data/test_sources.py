@@ -142,7 +142,7 @@ def test_tokens_as_arrays_and_streams(tmp_path, monkeypatch):
     stream = np.tile(np.array([50256, 1, 2, 3], np.uint16), 5)
     stream.tofile(tmp_path / "raw.bin")
     found = read("tokens:separator=50256", tmp_path / "raw.bin")
-    assert [content.tolist() for _, content in found] == [[50256, 1, 2, 3]] * 5
+    assert [content.tolist() for _, content in found] == [[1, 2, 3]] * 5
     monkeypatch.setattr(documents, "PART", 10)
     assert len(read("tokens:separator=50256", tmp_path / "raw.bin")) == 5
     monkeypatch.setattr("lab.data.token_files.LONGEST", 7)
@@ -153,6 +153,49 @@ def test_tokens_as_arrays_and_streams(tmp_path, monkeypatch):
     assert len(read("tokens:separator=50256", tmp_path / "headed.bin")) == 5
     np.arange(6, dtype="<i4").tofile(tmp_path / "wide.bin")
     assert read("tokens:dtype=int32", tmp_path / "wide.bin")[0][1].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        ([9, 1, 2, 9, 3], [[1, 2], [3]]),
+        ([1, 2, 9, 3, 9], [[1, 2], [3]]),
+        ([1, 2, 9, 9, 3], [[1, 2], [], [3]]),
+        ([1, 2, 3, 4, 5, 6, 9, 7], [[1, 2, 3, 4, 5, 6], [7]]),
+        ([1, 2], [[1, 2]]),
+    ],
+)
+def test_separators_are_in_no_document(tmp_path, monkeypatch, part, stream, expected):
+    monkeypatch.setattr(documents, "PART", 2 * part)
+    monkeypatch.setattr("lab.data.token_files.LONGEST", part)
+    np.array(stream, np.uint16).tofile(tmp_path / "raw.bin")
+    assert [content.tolist() for _, content in read("tokens:separator=9", tmp_path / "raw.bin")] == expected
+
+
+def headed(magic: int, count: int, ids: np.ndarray, version: int = 1) -> bytes:
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, count
+    return header.tobytes() + ids.tobytes()
+
+
+def test_headers_say_how_wide_ids_are(tmp_path):
+    file = tmp_path / "llama.bin"
+    file.write_bytes(headed(20240801, 3, np.array([128000, 5, 128001], "<u4"), version=7))
+    for settings in ("", ":dtype=uint32"):
+        assert read(f"tokens{settings}", file)[0][1].tolist() == [128000, 5, 128001]
+    with pytest.raises(
+        ValueError, match=r"llama\.bin: dtype = 'uint16', and its header \(20240801\) says uint32: leave"
+    ):
+        read("tokens:dtype=uint16", file)
+    file.write_bytes(headed(20240326, 3, np.array([1, 2, 3], "<u2"), version=3))
+    with pytest.raises(
+        ValueError, match=r"a header with the unknown magic number 20240326; 20240520, 20240801 are known"
+    ):
+        read("tokens", file)
+    # Ids that begin as a day does are ids.
+    np.array([20240326 & 0xFFFF, 20240326 >> 16, 40, 50, 60, 70], "<u2").tofile(file)
+    assert len(read("tokens", file)[0][1]) == 6
 
 
 def broken_utf8(folder):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.data import describe, load, subwords, tokenizer_of
+from lab.data.packed import Packed
 from lab.data.prepare import prepare
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -83,6 +84,34 @@ def test_special_tokens_of_a_file_are_text_where_a_text_spells_them(tmp_path):
     ids = tokenizer.encode(text)
     assert tokenizer.text == 301 and 300 not in ids
     assert tokenizer.decode(ids) == text and tokenizer.token_bytes[ids].sum() == len(text)
+    assert tokenizer.token_bytes[300] == 0
+
+
+def test_documents_with_an_end_between_them_have_the_bytes_of_their_text(tmp_path):
+    """As GPT-2's ids are stored: bits per byte count the text alone, and the objective's own end of each document once."""
+    special = tokenizers.Tokenizer.from_str(subwords.train(TEXTS, 300).files["tokenizer.json"].decode())
+    special.add_special_tokens(["<|endoftext|>"])
+    special.save(str(tmp_path / "special.json"))
+    tokenizer = subwords.find(tmp_path / "special.json")
+    ids = [tokenizer.encode(text) for text in TEXTS]
+    np.concatenate([np.append(one, 300) for one in ids]).astype(np.uint16).tofile(tmp_path / "ids.bin")
+    size = sum(len(text.encode()) for text in TEXTS)
+
+    cut = describe("tokens:separator=300", tmp_path / "ids.bin", 0.2, tmp_path / "special.json")
+    assert cut.summary["tokenizer"]["exact"] and cut.summary["skipped"]["empty"] == 0
+    assert sum(cut.summary[split]["bytes"] for split in ("train", "held_out")) == size
+    assert sum(cut.summary[split]["tokens"] for split in ("train", "held_out")) == sum(map(len, ids))
+    corpus = load(cut.data)
+    for split, held in ((corpus.train, "train"), (corpus.held_out, "held_out")):
+        documents = [split.document(number) for number in range(len(split.lengths))]
+        assert all(corpus.tokenizer.decode(one) in TEXTS and 300 not in one for one in documents)
+        spelled = sum(corpus.tokenizer.token_bytes[one].sum() for one in documents)
+        assert spelled == cut.summary[held]["bytes"]
+    packed = Packed(corpus, 1, seed=0)
+    _, targets = packed.held_out(int(corpus.held_out.lengths.sum()) + len(corpus.held_out.lengths))
+    ends = targets == corpus.tokenizer.sep
+    assert ends.sum() == len(corpus.held_out.lengths)
+    assert corpus.tokenizer.token_bytes[targets[~ends]].sum() == cut.summary["held_out"]["bytes"]
 
 
 @pytest.fixture
