@@ -67,7 +67,8 @@ def _header(file: Path, dtype: str | None) -> tuple[str, int | None]:
         if re.fullmatch(r"20[2-9]\d(0[1-9]|1[0-2])([0-2]\d|3[01])", str(magic)) and 0 <= version < 100:
             known = ", ".join(map(str, MAGICS))
             raise ValueError(
-                f"{file}: a header with the unknown magic number {magic}; {known} are known: save its ids as .npy, or without a header"
+                f"{file}: a header with the unknown magic number {magic}; {known} are known: save its ids as .npy, or without "
+                "a header"
             )
         return dtype or DTYPE, None
     if dtype not in (None, MAGICS[magic]):

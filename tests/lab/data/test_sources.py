@@ -182,8 +182,8 @@ def headed(magic: int, count: int, ids: np.ndarray, version: int = 1) -> bytes:
 def test_headers_say_how_wide_ids_are(tmp_path):
     file = tmp_path / "llama.bin"
     file.write_bytes(headed(20240801, 3, np.array([128000, 5, 128001], "<u4"), version=7))
-    for settings in ("", ":dtype=uint32"):
-        assert read(f"tokens{settings}", file)[0][1].tolist() == [128000, 5, 128001]
+    for given_dtype in ("", ":dtype=uint32"):
+        assert read(f"tokens{given_dtype}", file)[0][1].tolist() == [128000, 5, 128001]
     with pytest.raises(
         ValueError, match=r"llama\.bin: dtype = 'uint16', and its header \(20240801\) says uint32: leave"
     ):
