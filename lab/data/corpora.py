@@ -32,6 +32,7 @@ from lab.data.token_files import tokens
 from lab.spec import nearest
 
 LAB = "bitterlab"
+PREPARED = "prepared"  # the corpus that is a prepared directory (lab.data.prepare)
 # Tests; packages that are not the standard library's own.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
 
@@ -112,6 +113,11 @@ def listing(corpus: str, path: str | None = None) -> Listing:
     """The listing of a corpus, whose name may carry settings: jsonl:column=body; ValueError for an unknown name or setting,
     or a path that it can not use."""
     name, _, settings = corpus.partition(":")
+    if name == PREPARED:
+        raise ValueError(
+            f"data.path = {path!r}: it is prepared already, and its text is not read again: use it as it is (--data {path}; "
+            "`lab data mix` mixes such), or give the source that it was prepared from"
+        )
     if name not in CORPORA:
         raise ValueError(f"data.corpus = {corpus!r}: {nearest(name, list(CORPORA))}")
     if name in TASKS:  # which read their settings themselves, by kind and range

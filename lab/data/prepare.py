@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from lab.cache import cache_directory
 from lab.data import index, workers
-from lab.data.corpora import listing
+from lab.data.corpora import PREPARED, listing
 from lab.data.corpus import Corpus, Shards, Share, Split, open_corpus, tokenizer_in
 from lab.data.documents import Listing
 from lab.data.manifest import FILE, SHARDS, Sums, describe_skipped, describe_summary, differences, shard_file
@@ -35,7 +35,7 @@ from lab.spec import Data
 
 VERSION = 3  # of how documents are stored: raised when the same ones would be stored otherwise
 ABANDONED = 24 * 3600  # seconds after which unfinished work is some killed process's
-PREPARED = "prepared"  # the corpus that is a prepared directory
+HELD_OUT = 0.05
 Report = Callable[[Progress], None]
 
 __all__ = ["Corpus", "Described", "Progress", "Shards", "Share", "Split", "describe", "load", "prepare", "tokenizer_of"]
@@ -55,21 +55,25 @@ class Described:
 def describe(
     corpus: str,
     path: str | Path | None = None,
-    held_out: float = 0.05,
-    tokenizer: str | Path = "bytes",
+    held_out: float | None = None,
+    tokenizer: str | Path | None = None,
     *,
     workers: int | None = None,
     report: Report | None = None,
 ) -> Described:
-    """Finds the corpus on this machine, prepares it in the cache where that has not been done, and says what it is.
+    """Finds the corpus on this machine, prepares it in the cache where that has not been done, and says what it is. held_out:
+    share of the documents (default: 0.05). tokenizer: default bytes.
 
-    Corpus 'prepared' is the directory `path`, with the tokenizer and the held-out documents that it was prepared with.
+    Corpus 'prepared' is the directory `path`, with the tokenizer and the held-out documents that it was prepared with; others
+    are refused.
     Raises ValueError for an unknown corpus, tokenizer or path, and for one without at least two documents of text; OSError
     for a disk or hub that fails, after which the same call goes on from the parts that are done.
     """
     if corpus == PREPARED:
-        return _described_directory(path)
-    encoder, share = find(tokenizer), _share(held_out)
+        described = _described_directory(path)
+        _check_settings(described.data, held_out, tokenizer)
+        return described
+    encoder, share = find(tokenizer or "bytes"), _share(HELD_OUT if held_out is None else held_out)
     found = listing(corpus, None if path is None else str(path))
     shortcut = _root() / "listings" / f"{_key(found.fingerprint, share)[:32]}.json"
     known = _read(shortcut)
@@ -88,6 +92,25 @@ def describe(
         write_json(shortcut, {"schema": SCHEMA, "manifest": directory.parent.name})
         keep(encoder)
     return _described(corpus, found.path, read_json(directory / FILE))
+
+
+def _check_settings(data: Data, held_out: float | None, tokenizer: str | Path | None) -> None:
+    """Raises ValueError where what is given is not what the text was prepared with."""
+    if held_out is not None and held_out != data.held_out:
+        raise ValueError(
+            f"data.held_out = {held_out!r}: {data.path} was prepared with {data.held_out}: leave it out, or prepare the source "
+            "anew with this one"
+        )
+    check_tokenizer(data, tokenizer)
+
+
+def check_tokenizer(data: Data, tokenizer: str | Path | None) -> None:
+    """Raises ValueError where a tokenizer is given, and text has been prepared with another."""
+    if tokenizer is not None and str(tokenizer) != data.tokenizer and find(tokenizer).name != data.tokenizer:
+        raise ValueError(
+            f"data.tokenizer = {str(tokenizer)!r}: {data.path or data.corpus} was prepared with {data.tokenizer!r}: leave it "
+            "out, or prepare the source anew with this one"
+        )
 
 
 def prepare(
@@ -159,7 +182,19 @@ def _directory(data: Data, expected: Mapping[str, Any] | None = None) -> Path:
     directory = _root() / data.manifest / data.tokenizer
     if (directory / FILE).exists():
         return directory
-    found = describe(data.corpus, data.path, data.held_out, data.tokenizer)
+    if data.corpus == PREPARED:
+        if not (Path(str(data.path)) / FILE).exists():
+            raise ValueError(
+                f"data.path = {data.path!r}: no {FILE} there: copy this prepared directory from the machine that made the plan, "
+                f"or put its contents into {directory}"
+            )
+        found = _described_directory(data.path)
+    else:
+        try:
+            find(data.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{error}, or copy {directory}, the text as it was prepared there") from error
+        found = describe(data.corpus, data.path, data.held_out, data.tokenizer)
     if found.data.manifest != data.manifest:
         differ = differences(expected, found.summary) if expected else ""
         raise ValueError(

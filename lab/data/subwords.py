@@ -23,6 +23,7 @@ from lab.spec import nearest
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_NAMED = re.compile(r"(bpe|tokenizer|sentencepiece)-\d+-[0-9a-f]{10}")  # as below
 SPACE = "▁"  # sentencepiece's
 
 
@@ -42,6 +43,11 @@ def find(name: str | Path) -> Tokenizer:
         return from_directory(path)
     if path.exists():
         return read(path)
+    if _NAMED.fullmatch(name):
+        raise ValueError(
+            f"data.tokenizer = {name!r}: its file is not on this machine: copy {kept} from the machine that the text was "
+            "prepared on"
+        )
     if path.suffix in (".json", ".model") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
             f"data.tokenizer = {name!r}: {nearest(name, list(TOKENIZERS))}, or give a tokenizer.json, a sentencepiece .model "

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +141,34 @@ def test_a_corpus_keeps_its_tokenizer(folder, tmp_path, bpe):
         assert documents == set(TEXTS)
     # Known by its name on a machine that has prepared with it.
     assert describe("text", folder, 0.2, bpe.name).data == described.data
+
+
+def test_a_second_machine_is_told_what_to_copy(folder, tmp_path, own_cache, bpe, monkeypatch):
+    (tmp_path / "t.json").write_bytes(bpe.files["tokenizer.json"])
+    data = describe("text", folder, 0.2, tmp_path / "t.json").data
+    monkeypatch.setenv("BITTERLAB_CACHE", str(tmp_path / "second"))
+    names = [f"{tmp_path}/second/tokenizers/{bpe.name}", f"{tmp_path}/second/corpora/{data.manifest}/{bpe.name}"]
+    for use, expected in (
+        (load, names),
+        (tokenizer_of, names),
+        (lambda d: describe("text", folder, 0.2, d.tokenizer), names[:1]),
+    ):
+        with pytest.raises(ValueError, match=r"its file is not on this machine: copy ") as caught:
+            use(data)
+        assert all(name in str(caught.value) for name in expected)
+    # Either is enough.
+    for name in names:
+        target = tmp_path / "second" / Path(name).relative_to(tmp_path / "second")
+        shutil.copytree(own_cache / Path(name).relative_to(tmp_path / "second"), target)
+        assert load(data).tokenizer.name == bpe.name
+        shutil.rmtree(tmp_path / "second")
+
+    out = prepare("text", folder, tmp_path / "out", tokenizer=tmp_path / "t.json").data
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        ValueError, match=r"no manifest\.json there: copy this prepared directory .* or put its contents into"
+    ):
+        load(out)
 
 
 def test_a_tokenizer_that_changes_text_is_scaled_to_the_held_out_bytes(folder, tmp_path):
