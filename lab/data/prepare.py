@@ -25,7 +25,7 @@ from lab.data import index, workers
 from lab.data.corpora import PREPARED, listing
 from lab.data.corpus import Corpus, Shards, Share, Split, open_corpus, tokenizer_in
 from lab.data.documents import Listing
-from lab.data.manifest import FILE, SHARDS, Sums, describe_skipped, describe_summary, differences, shard_file
+from lab.data.manifest import FILE, SHARDS, SPLITS, Sums, describe_skipped, describe_summary, differences, shard_file
 from lab.data.parts import stem
 from lab.data.subwords import find, keep
 from lab.data.tokenizers import Tokenizer
@@ -127,13 +127,26 @@ def prepare(
     """Prepares a corpus in a directory of its own, which needs nothing else to be loaded; started again, it goes on with
     what is done. licence: written into the manifest (default: what the source says of itself).
 
-    Raises ValueError as `describe` does, and where `out` is there and of other text or settings.
+    Raises ValueError as `describe` does, and where `out` is there and of other text or settings. (Where only the source's
+    times have changed, it is read again to know that, and `out` stays.)
     """
     encoder, share, out = find(tokenizer), _share(held_out), Path(out).expanduser().absolute()
     found = listing(corpus, None if path is None else str(path))
     licence = licence or found.licence
     made_from = _key(found.fingerprint, share, encoder.name, licence)
-    if not out.exists():
+    there = _prepared_in(out)
+    size = sum(part.size for part in found.parts)
+    if there is not None and there.get("made_from") != made_from:
+        # Other times of files, or another version of the lab, may still be the same text: whether they are shows at the end.
+        settings = {"tokenizer": encoder.name, "held_out_share": share, "licence": licence, "source_bytes": size}
+        known = {**there, "tokenizer": there["tokenizer"]["name"]}
+        if differ := [name for name, value in settings.items() if known.get(name, value) != value]:
+            raise ValueError(
+                _another(
+                    out, there, ", ".join(f"{name} {settings[name]!r} here, {known[name]!r} there" for name in differ)
+                )
+            )
+    if there is None or there.get("made_from") != made_from:
         work = out.parent / f".{out.name}.preparing-{made_from[:16]}"
         _remove_abandoned(out.parent, f".{out.name}.preparing-*", 0, but=work)
         _build(
@@ -145,15 +158,25 @@ def prepare(
             out=out,
             processes=workers,
             report=report,
-            about={"licence": licence, "made_from": made_from},
+            about={"licence": licence, "source_bytes": size, "made_from": made_from},
         )
-    described = _described_directory(out)
-    if described.summary.get("made_from") != made_from:
-        raise ValueError(
-            f"out = {str(out)!r}: it is there, of another text, tokenizer or held-out share "
-            f"({describe_summary(described.summary)}): choose another --out, or delete it"
-        )
-    return described
+    return _described_directory(out)
+
+
+def _prepared_in(out: Path) -> dict[str, Any] | None:
+    """The summary of what is prepared in `out`; None where that is empty, or not there."""
+    if (out / FILE).exists():
+        return read_json(out / FILE)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"out = {str(out)!r}: it is there, and no prepared corpus: choose another --out, or delete it")
+    return None
+
+
+def _another(out: Path, there: Mapping[str, Any], differ: str) -> str:
+    return (
+        f"out = {str(out)!r}: it is there, of another text, tokenizer or held-out share ({describe_summary(there)}); {differ}: "
+        "choose another --out, or delete it"
+    )
 
 
 def load(data: Data, expected: Mapping[str, Any] | None = None) -> Corpus:
@@ -245,7 +268,8 @@ def _build(
     source or the tokenizer is at fault for (ValueError) leaves nothing behind; what else went wrong (OSError of disk or hub,
     a worker's death) leaves the parts that are done."""
     with _alone(work):
-        if out is not None and out.exists():  # another process was at it
+        there = _prepared_in(out) if out else None
+        if out and there and about and there.get("made_from") == about["made_from"]:  # another process was at it
             shutil.rmtree(work, ignore_errors=True)
             return out
         try:
@@ -292,7 +316,8 @@ def _build(
                 if note["tokens"]:
                     stem(parts, number).with_suffix(".tokens").replace(whole / shard_file(number))
             write_json(whole / FILE, summary)
-            directory = _publish(whole, out or _root() / summary["manifest"] / tokenizer.name)
+            directory = out or _root() / summary["manifest"] / tokenizer.name
+            _publish(whole, directory, cached=out is None)
         except ValueError:
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -328,7 +353,7 @@ def _about_tokenizer(tokenizer: Tokenizer, sums: Sums) -> dict[str, Any]:
     }
 
 
-def _publish(whole: Path, directory: Path) -> Path:
+def _publish(whole: Path, directory: Path, *, cached: bool) -> None:
     for file in whole.rglob("*"):
         if file.is_file():
             with file.open("rb+") as stream:
@@ -337,10 +362,23 @@ def _publish(whole: Path, directory: Path) -> Path:
     try:
         whole.rename(directory)
     except OSError:
-        # Another process was first with the same text. Anything else is an error.
+        # It is there: by another process that was first, or prepared before from files that were touched since.
         if not (directory / FILE).exists():
             raise
-    return directory
+        there, made = read_json(directory / FILE), read_json(whole / FILE)
+        if not cached:
+            _same(directory, there, made)
+        elif there["tokenizer"] != made["tokenizer"]:  # whose bytes an earlier version counted otherwise
+            directory.rename(whole.with_name("stale"))
+            whole.rename(directory)
+
+
+def _same(directory: Path, there: dict[str, Any], made: dict[str, Any]) -> None:
+    """Notes in a prepared directory what has been found to make the same text; ValueError where it is another."""
+    if differ := [name for name in ("manifest", "tokenizer", *SPLITS) if there[name] != made[name]]:
+        raise ValueError(_another(directory, there, differences(there, made) or f"{', '.join(differ)} differ"))
+    if there.get("made_from") != made.get("made_from"):
+        write_json(directory / FILE, {**there, "source_bytes": made["source_bytes"], "made_from": made["made_from"]})
 
 
 @contextlib.contextmanager

@@ -188,11 +188,12 @@ def test_a_hub_that_fails_in_the_midst_leaves_the_shards_that_were_read(tmp_path
     ):
         prepare("hf", "owner/name", tmp_path / "out", workers=count)
     (work,) = tmp_path.glob(".out.preparing-*")
-    assert [done(work / "parts", number) for number in range(4)] == [True] * 4
+    finished = sum(done(work / "parts", number) for number in range(6))
+    assert finished >= 3
     (tmp_path / "down").unlink()
     reports = []
     described = prepare("hf", "owner/name", tmp_path / "out", workers=count, report=reports.append)
-    assert reports[0].parts >= 4 and described.summary["train"]["documents"] > 200
+    assert reports[0].parts >= finished and described.summary["train"]["documents"] > 200
     whole = prepare("hf", "owner/name", tmp_path / "whole", workers=3 - count)
     assert whole.data.manifest == described.data.manifest
 

@@ -216,6 +216,18 @@ def test_a_torn_index_is_only_a_shortcut_lost(folder, own_cache):
     assert describe("text", folder) == first
 
 
+def test_what_an_earlier_version_counted_otherwise_is_replaced(folder, own_cache):
+    first = describe("text", folder)
+    file = own_cache / first.data.manifest / "bytes" / "manifest.json"
+    stale = json.loads(file.read_text())
+    stale["tokenizer"]["scale"] = 2.0
+    file.write_text(json.dumps(stale))
+    for shortcut in (own_cache / "listings").iterdir():
+        shortcut.unlink()
+    assert describe("text", folder) == first
+    assert json.loads(file.read_text())["tokenizer"]["scale"] == 1.0 and not list(own_cache.glob(".*"))
+
+
 @pytest.mark.parametrize("file", ["shards/00000.bin", "train.starts.npy", "held_out.lengths.npy"])
 def test_torn_tokens_are_refused(folder, own_cache, file):
     data = describe("text", folder).data

@@ -104,7 +104,7 @@ def test_killed_and_started_again_it_is_the_same_and_goes_on(source, undisturbed
 def test_interrupted_at_the_end_it_goes_on(source, undisturbed, tmp_path, monkeypatch, at):
     out = tmp_path / "out"
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
@@ -202,8 +202,55 @@ def test_a_source_that_changed_is_prepared_anew(source, tmp_path):
     assert prepare("jsonl", folder, tmp_path / "out", workers=2).data == first.data
     with (folder / "a.jsonl").open("a") as stream:
         stream.write(json.dumps({"text": "one more"}) + "\n")
-    with pytest.raises(ValueError, match=r"it is there, of another text, .*: choose another --out, or delete it"):
+    with pytest.raises(
+        ValueError,
+        match=r"it is there, of another text, .*; source_bytes \d+ here, \d+ there: choose another --out, or delete",
+    ):
         prepare("jsonl", folder, tmp_path / "out")
     (tmp_path / ".other.preparing-0123456789abcdef").mkdir()  # of the source before it changed
     prepare("jsonl", folder, tmp_path / "other", workers=1)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_files_that_were_only_touched_are_the_same_text(source, tmp_path):
+    folder, out = tmp_path / "source", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes((source / "0.jsonl").read_bytes())
+    first = prepare("jsonl", folder, out, workers=1)
+    before = contents(out)
+    os.utime(folder / "a.jsonl", (1, 1))
+    again = prepare("jsonl", folder, out, workers=1)
+    assert again.data == first.data and not list(tmp_path.glob(".*"))
+    after = contents(out)
+    assert [name for name in before if before[name] != after[name]] == ["manifest.json"]
+    reports: list[workers.Progress] = []
+    prepare("jsonl", folder, out, workers=1, report=reports.append)
+    assert not reports  # it is known now
+    # Other text of the same size is found out.
+    (folder / "a.jsonl").write_bytes((source / "0.jsonl").read_bytes().replace(b"document", b"dokument", 1))
+    with pytest.raises(
+        ValueError, match=r"it is there, .*; jsonl has other contents .*: choose another --out, or delete it"
+    ):
+        prepare("jsonl", folder, out, workers=1)
+    assert contents(out) == after and not list(tmp_path.glob(".*"))
+    for settings, message in (
+        ({"held_out": 0.1}, r"held_out_share 0\.1 here, 0\.05 there"),
+        ({"licence": "MIT"}, r"licence 'MIT' here, None there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare("jsonl", folder, out, workers=1, **settings)
+
+
+def test_an_empty_directory_is_taken_and_others_are_not(source, undisturbed, tmp_path):
+    (tmp_path / "out").mkdir()
+    prepare("jsonl", source, tmp_path / "out", workers=1)
+    assert contents(tmp_path / "out") == undisturbed
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    (tmp_path / "file").write_text("words")
+    for name in ("mine", "file"):
+        with pytest.raises(
+            ValueError, match=r"it is there, and no prepared corpus: choose another --out, or delete it"
+        ):
+            prepare("jsonl", source, tmp_path / name, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "out"]

@@ -38,6 +38,17 @@ def test_json_lines_of_files_and_folders_packed_or_not(tmp_path):
     assert read("jsonl", tmp_path / "a.jsonl")[0] == ("a.jsonl#000000", "one")
 
 
+def test_a_mark_of_byte_order_is_no_text(tmp_path, monkeypatch):
+    content = b"\xef\xbb\xbf" + lines({"text": "one"}, {"text": "two"}).encode()
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(documents, "PART", 20)
+    assert [text for _, text in read("jsonl", tmp_path)] == ["one", "two"] * 2
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: not a JSON object"):
+        (tmp_path / "a.jsonl").write_bytes(lines({"text": "zero"}).encode() + content)
+        read("jsonl", tmp_path / "a.jsonl")
+
+
 def table(path: Path, *, rows: int = 10, groups: int = 3, **columns: list) -> Path:
     columns = columns or {"text": [f"row {i}" for i in range(rows)]}
     pq.write_table(pa.table(columns), path, row_group_size=groups)
@@ -206,6 +217,10 @@ def broken_json(folder):
     (folder / "a.jsonl").write_text(lines({"text": "one"}, {"text": "two"}) + '{"text": "thr\n')
 
 
+def half_a_character(folder):
+    (folder / "a.jsonl").write_text(lines({"text": "\U0001f642"}) + '{"text": "a \\ud83d lone half"}\n')
+
+
 def no_object(folder):
     (folder / "a.jsonl").write_text('["text"]\n')
 
@@ -271,6 +286,7 @@ def torn_bin(folder):
     [
         (broken_utf8, r"a\.jsonl:2: not UTF-8 .* mend or remove this line"),
         (broken_json, r"a\.jsonl:3: not a JSON object in one line .* mend or remove this line"),
+        (half_a_character, r"a\.jsonl:2: not Unicode text .*surrogates not allowed\): mend or remove this line"),
         (no_object, r"a\.jsonl:1: a JSON list, not an object"),
         (no_column, r"a\.jsonl:1: no column 'text' \(did you mean 'txt'\?\): name the text with --column"),
         (no_text, r"a\.jsonl:2: column 'text' holds int, not text"),
