@@ -13,6 +13,7 @@ import inspect
 import os
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -72,14 +73,18 @@ def python(path: str | None = None) -> Listing:
 
 def python_pairs(corpus: str, path: str | None = None) -> Listing:
     """Functions of corpus `python` cut into source and target (lab.data.code_pairs): `python_docstrings` gives code and asks
-    for the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body."""
+    for the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body. Of what is
+    left out, a document without content each, so that the manifest counts it."""
     _refuse_path(corpus, path)
     files = python()
 
     def read() -> Iterator[Document]:
+        left_out: Counter[str] = Counter()
         texts = ((document, document.content) for document in files.read() if isinstance(document.content, str))
-        for document, name, pair in pairs(texts, CUTS[corpus]):
+        for document, name, pair in pairs(texts, CUTS[corpus], left_out):
             yield replace(document, file=f"{document.file}:{name}", content=pair)
+        for reason in left_out.elements():
+            yield Document(source=corpus, version="", file="", content=None, reason=reason)
 
     return Listing(path=None, fingerprint=digest([corpus, files.fingerprint]), read=read)
 
