@@ -16,7 +16,7 @@ import numpy as np
 from lab.data.corpora import PREPARED
 from lab.data.corpus import Corpus, Shards, Split, open_corpus
 from lab.data.manifest import DOCUMENTS, FILE, SHARDS, SPLITS, array_file, shard_file
-from lab.data.prepare import Described, describe
+from lab.data.prepare import Described, describe, prepared_in
 from lab.records import SCHEMA, write_json
 
 PARTS_PER = 10**6  # weights are whole millionths of their sum: the rule of turns is exact
@@ -40,7 +40,7 @@ def mix(weights: Mapping[str, float], out: Path) -> Described:
     total = sum(weights.values())
     whole = {name: max(1, round(PARTS_PER * weight / total)) for name, weight in weights.items()}
     content = _summary(corpora, whole)
-    if out.exists():
+    if prepared_in(out) is not None:
         there = describe(PREPARED, out)
         if there.data.manifest == content["manifest"]:
             return there

@@ -134,7 +134,7 @@ def prepare(
     found = listing(corpus, None if path is None else str(path))
     licence = licence or found.licence
     made_from = _key(found.fingerprint, share, encoder.name, licence)
-    there = _prepared_in(out)
+    there = prepared_in(out)
     size = sum(part.size for part in found.parts)
     if there is not None and there.get("made_from") != made_from:
         # Other times of files, or another version of the lab, may still be the same text: whether they are shows at the end.
@@ -163,7 +163,7 @@ def prepare(
     return _described_directory(out)
 
 
-def _prepared_in(out: Path) -> dict[str, Any] | None:
+def prepared_in(out: Path) -> dict[str, Any] | None:
     """The summary of what is prepared in `out`; None where that is empty, or not there."""
     if (out / FILE).exists():
         return read_json(out / FILE)
@@ -268,7 +268,7 @@ def _build(
     source or the tokenizer is at fault for (ValueError) leaves nothing behind; what else went wrong (OSError of disk or hub,
     a worker's death) leaves the parts that are done."""
     with _alone(work):
-        there = _prepared_in(out) if out else None
+        there = prepared_in(out) if out else None
         if out and there and about and there.get("made_from") == about["made_from"]:  # another process was at it
             shutil.rmtree(work, ignore_errors=True)
             return out
