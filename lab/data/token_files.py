@@ -119,7 +119,7 @@ def _documents(array: np.ndarray, cut: int | None, start: int, end: int) -> Iter
         begins = np.flatnonzero(array[start:end] == cut) + start + 1
         if start == 0 and array[0] != cut:
             begins = np.concatenate([[0], begins])
-        ends = [*(begins[1:] - 1), _next(array, cut, max(end, begins[-1]))] if len(begins) else []
+        ends = [*(begins[1:] - 1), _next(array, cut, end)] if len(begins) else []
         for at, following in zip(begins.tolist(), ends, strict=True):
             if at == len(array):  # behind the last separator
                 return
