@@ -166,7 +166,7 @@ def prepare(
 def prepared_in(out: Path) -> dict[str, Any] | None:
     """The summary of what is prepared in `out`; None where that is empty, or not there."""
     if (out / FILE).exists():
-        return read_json(out / FILE)
+        return open_corpus(out).summary
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"out = {str(out)!r}: it is there, and no prepared corpus: choose another --out, or delete it")
     return None
@@ -368,7 +368,7 @@ def _publish(whole: Path, directory: Path, *, cached: bool) -> None:
         there, made = read_json(directory / FILE), read_json(whole / FILE)
         if not cached:
             _same(directory, there, made)
-        elif there["tokenizer"] != made["tokenizer"]:  # whose bytes an earlier version counted otherwise
+        elif there.get("tokenizer") != made["tokenizer"]:  # whose bytes an earlier version counted otherwise
             directory.rename(whole.with_name("stale"))
             whole.rename(directory)
 

@@ -216,11 +216,12 @@ def test_a_torn_index_is_only_a_shortcut_lost(folder, own_cache):
     assert describe("text", folder) == first
 
 
-def test_what_an_earlier_version_counted_otherwise_is_replaced(folder, own_cache):
+@pytest.mark.parametrize("tokenizer", [None, {"scale": 2.0}])
+def test_what_an_earlier_version_counted_otherwise_is_replaced(folder, own_cache, tokenizer):
     first = describe("text", folder)
     file = own_cache / first.data.manifest / "bytes" / "manifest.json"
     stale = json.loads(file.read_text())
-    stale["tokenizer"]["scale"] = 2.0
+    stale["tokenizer"] = tokenizer and {**stale["tokenizer"], **tokenizer}
     file.write_text(json.dumps(stale))
     for shortcut in (own_cache / "listings").iterdir():
         shortcut.unlink()
