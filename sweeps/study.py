@@ -143,8 +143,8 @@ def corpus(
     name: str | Path = "python",
     path: str | Path | None = None,
     *,
-    held_out: float = 0.05,
-    tokenizer: str | Path = "bytes",
+    held_out: float | None = None,
+    tokenizer: str | Path | None = None,
     column: str | None = None,
     source_column: str | None = None,
     target_column: str | None = None,
@@ -157,8 +157,10 @@ def corpus(
 
     name: a corpus (lab.data.CORPORA) that lies at `path`; or, without a path, any source: a corpus, a directory that
     `lab data prepare` or `mix` wrote (with the tokenizer and held-out documents that it has), a folder or a file of text,
-    JSON-lines, parquet or ids, a data set's name on the Hugging Face hub. column, or source_column and target_column: of
-    tables, which is the text. settings: fields of Data, such as allow_repeat. report: told how far preparation is.
+    JSON-lines, parquet or ids, a data set's name on the Hugging Face hub. held_out: share of the documents (default: 0.05);
+    tokenizer: default bytes; others than those of a prepared directory are refused. column, or source_column and
+    target_column: of tables, which is the text. settings: fields of Data, such as allow_repeat. report: told how far
+    preparation is.
     """
     given = dict(column=column, source_column=source_column, target_column=target_column, config=config, split=split)
     found, path = locate(name, path, **given)

@@ -124,7 +124,33 @@ def _cut(lines: list[bytes], name: str, node: Function, first: ast.Expr, says: s
     parts = (lines[begin:start], lines[start:end], lines[end : node.end_lineno])
     margin = lines[begin][: len(lines[begin]) - len(lines[begin].lstrip())]
     head, docstring, body = (b"".join(line.removeprefix(margin) for line in part).decode() for part in parts)
+    if margin and _broken_strings(node) and not _means(node, head + docstring + body):
+        return "string over several lines that would lose its margin"
     return Cut(name=name, head=head, docstring=docstring, body=body, says=says)
+
+
+def _broken_strings(node: Function) -> bool:
+    """Whether a string other than the docstring goes over lines."""
+    parts = (part for other in _besides_docstring(node) for part in ast.walk(other))
+    strings = (part for part in parts if isinstance(part, ast.Constant | ast.JoinedStr))
+    return any(part.end_lineno != part.lineno for part in strings)
+
+
+def _means(node: Function, source: str) -> bool:
+    """Whether the source, once dedented, is still the function: the docstring aside, which is dedented wherever it is read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (again,) = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return False
+    if not isinstance(again, Function):
+        return False
+    return [ast.dump(a) for a in _besides_docstring(again)] == [ast.dump(a) for a in _besides_docstring(node)]
+
+
+def _besides_docstring(node: Function) -> list[ast.AST]:
+    return [*node.decorator_list, node.args, *node.body[1:]]
 
 
 def _checked(source: str, target: str, body: str) -> Pair | str:

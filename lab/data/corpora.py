@@ -13,6 +13,7 @@ import inspect
 import os
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -32,6 +33,7 @@ from lab.data.token_files import tokens
 from lab.spec import nearest
 
 LAB = "bitterlab"
+PREPARED = "prepared"  # the corpus that is a prepared directory (lab.data.prepare)
 # Tests; packages that are not the standard library's own.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
 
@@ -71,14 +73,18 @@ def python(path: str | None = None) -> Listing:
 
 def python_pairs(corpus: str, path: str | None = None) -> Listing:
     """Functions of corpus `python` cut into source and target (lab.data.code_pairs): `python_docstrings` gives code and asks
-    for the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body."""
+    for the first sentence of its docstring, `python_bodies` gives signature and docstring and asks for the body. Of what is
+    left out, a document without content each, so that the manifest counts it."""
     _refuse_path(corpus, path)
     files = python()
 
     def read() -> Iterator[Document]:
+        left_out: Counter[str] = Counter()
         texts = ((document, document.content) for document in files.read() if isinstance(document.content, str))
-        for document, name, pair in pairs(texts, CUTS[corpus]):
+        for document, name, pair in pairs(texts, CUTS[corpus], left_out):
             yield replace(document, file=f"{document.file}:{name}", content=pair)
+        for reason in left_out.elements():
+            yield Document(source=corpus, version="", file="", content=None, reason=reason)
 
     return Listing(path=None, fingerprint=digest([corpus, files.fingerprint]), read=read)
 
@@ -112,6 +118,11 @@ def listing(corpus: str, path: str | None = None) -> Listing:
     """The listing of a corpus, whose name may carry settings: jsonl:column=body; ValueError for an unknown name or setting,
     or a path that it can not use."""
     name, _, settings = corpus.partition(":")
+    if name == PREPARED:
+        raise ValueError(
+            f"data.path = {path!r}: it is prepared already, and its text is not read again: use it as it is (--data {path}; "
+            "`lab data mix` mixes such), or give the source that it was prepared from"
+        )
     if name not in CORPORA:
         raise ValueError(f"data.corpus = {corpus!r}: {nearest(name, list(CORPORA))}")
     if name in TASKS:  # which read their settings themselves, by kind and range

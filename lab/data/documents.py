@@ -25,13 +25,15 @@ LONGEST_DOCUMENT, LONGEST_RECORD = 16 * MB, 64 * MB
 @dataclass(frozen=True, kw_only=True)
 class Document:
     """`content` is text, or tokens as they are, or a pair of texts (source, target); None where a file was found that is no
-    UTF-8 text. `number` counts, from 0, the documents of one file within a part; None where the file is the document."""
+    UTF-8 text, or is left out for another `reason`. `number` counts, from 0, the documents of one file within a part; None
+    where the file is the document."""
 
     source: str  # distribution, or what else the text came with
     version: str
     file: str  # within the source, with forward slashes
     content: str | np.ndarray | tuple[str, str] | None
     number: int | None = None
+    reason: str = "not_text"  # why there is no content, as the manifest counts it
 
     @property
     def name(self) -> str:

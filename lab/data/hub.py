@@ -16,6 +16,11 @@ ROWS = 256  # in a table
 ROWS_OF_PART = 10_000  # of what was saved to disk, which is not in shards
 
 
+class Unreachable(OSError):
+    """The hub failed, or has no such thing: which of them, its libraries do not say surely. Not the source's fault, so
+    that shards which were read before stay."""
+
+
 def hf(
     path: str | None = None,
     *,
@@ -26,13 +31,15 @@ def hf(
     source_column: str | None = None,
     target_column: str | None = None,
 ) -> Listing:
-    """One split of one configuration. revision: a commit or tag on the hub (default: the newest)."""
+    """One split of one configuration. revision: a commit or tag on the hub (default: the newest). Raises Unreachable, also
+    while it is read, for what the hub does not give."""
     if path is None:
         raise ValueError("data.path = None: corpus 'hf' needs a data set's name on the hub or a local folder")
     columns = Columns.of(column, source_column, target_column)
     datasets = library("datasets")
     folder = Path(path).expanduser().absolute()
     local = folder.exists()
+    fault = ValueError if local else Unreachable
     if local:
         state: Any = states(folder, folder_files(folder))
         path = str(folder)
@@ -50,7 +57,7 @@ def hf(
                 path, config, split=split, revision=revision, streaming=True, download_config=quiet
             )
         except Exception as error:  # the library raises its own, OSErrors, ValueErrors and what servers answer
-            raise ValueError(
+            raise fault(
                 f"data.path = {path!r}: `datasets` can not load configuration {config!r}, split {split!r}: "
                 f"{type(error).__name__}: {error}: choose them with --config and --split"
             ) from error
@@ -68,10 +75,8 @@ def hf(
                 try:
                     table = next(tables, None)
                 except Exception as error:
-                    raise ValueError(
-                        f"{where}, after row {number}: {type(error).__name__}: {error}: mend it; the same command goes on "
-                        "from the shards that were read"
-                    ) from error
+                    remedy = "mend it" if local else "the same command goes on from the shards that were read"
+                    raise fault(f"{where}, after row {number}: {type(error).__name__}: {error}: {remedy}") from error
                 if table is None:
                     return
                 for content in columns.of_table(table, number, where):
@@ -107,7 +112,7 @@ def _commit(path: str, revision: str | None) -> str:
     try:
         return str(hub.HfApi().dataset_info(path, revision=revision).sha)
     except Exception as error:
-        raise ValueError(
+        raise Unreachable(
             f"data.path = {path!r}: no such file or folder here, and the hub has no such data set or can not be reached "
             f"({type(error).__name__}): check the name, or fetch it elsewhere and give its folder"
         ) from error

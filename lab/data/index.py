@@ -61,7 +61,10 @@ class Parts:
             return [tuple(json.loads(line)) for line in stream]
 
     def skipped(self) -> dict[str, int]:
-        return {name: sum(note["skipped"][name] for note in self.notes) for name in SKIPPED}
+        counted = Counter(dict.fromkeys(SKIPPED, 0))
+        for note in self.notes:
+            counted.update(note["skipped"])
+        return dict(counted)
 
 
 def duplicates(parts: Parts, work: Path) -> np.ndarray:

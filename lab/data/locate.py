@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from lab.data.corpora import CORPORA
+from lab.data.corpora import CORPORA, PREPARED
 from lab.data.manifest import FILE
-from lab.data.prepare import PREPARED
 from lab.data.tables import JSON_SUFFIXES, PARQUET_SUFFIXES
 from lab.data.text_files import existing, folder_files
 from lab.data.token_files import SUFFIXES

@@ -123,6 +123,11 @@ def describe_summary(summary: Mapping[str, Any], largest: int = 5) -> str:
     )
 
 
+def describe_skipped(summary: Mapping[str, Any]) -> str:
+    """What was left out, by reason; 'nothing'."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in summary["skipped"].items() if count) or "nothing"
+
+
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any], most: int = 5) -> str:
     """The first sources in which two summaries differ, as text: what to install, or to look at."""
     there = {source["name"]: source for source in expected["sources"]}

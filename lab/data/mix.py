@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lab.data.corpora import PREPARED
 from lab.data.corpus import Corpus, Shards, Split, open_corpus
 from lab.data.manifest import DOCUMENTS, FILE, SHARDS, SPLITS, array_file, shard_file
-from lab.data.prepare import PREPARED, Described, describe
+from lab.data.prepare import Described, describe, prepared_in
 from lab.records import SCHEMA, write_json
 
 PARTS_PER = 10**6  # weights are whole millionths of their sum: the rule of turns is exact
@@ -38,7 +40,7 @@ def mix(weights: Mapping[str, float], out: Path) -> Described:
     total = sum(weights.values())
     whole = {name: max(1, round(PARTS_PER * weight / total)) for name, weight in weights.items()}
     content = _summary(corpora, whole)
-    if out.exists():
+    if prepared_in(out) is not None:
         there = describe(PREPARED, out)
         if there.data.manifest == content["manifest"]:
             return there
@@ -108,7 +110,7 @@ def _summary(corpora: Mapping[str, Corpus], weights: Mapping[str, int]) -> dict[
             for place, s in enumerate(summaries.values())
             for source in s["sources"]
         ],
-        "skipped": {reason: sum(s["skipped"][reason] for s in summaries.values()) for reason in base["skipped"]},
+        "skipped": _skipped(summaries.values()),
         "pairs": base["pairs"],
         "moved": False,
         "unused_tokens": sum(s["unused_tokens"] for s in summaries.values()),
@@ -123,6 +125,13 @@ def _summary(corpora: Mapping[str, Corpus], weights: Mapping[str, int]) -> dict[
             for name, s in summaries.items()
         ],
     }
+
+
+def _skipped(summaries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    counted: Counter[str] = Counter()
+    for summary in summaries:
+        counted.update(summary["skipped"])
+    return dict(counted)
 
 
 def _tokens(corpus: Corpus) -> Shards:

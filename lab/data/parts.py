@@ -115,7 +115,7 @@ def _encode(
     for document in batch:
         content = document.content
         if content is None:
-            skipped["not_text"] += 1
+            skipped[document.reason] += 1
             continue
         own = content if isinstance(content, tuple) else (content,)
         raws = [_raw(one, document) for one in own]

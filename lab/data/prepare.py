@@ -18,14 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lab.cache import cache_directory
 from lab.data import index, workers
-from lab.data.corpora import listing
+from lab.data.corpora import PREPARED, listing
 from lab.data.corpus import Corpus, Shards, Share, Split, open_corpus, tokenizer_in
 from lab.data.documents import Listing
-from lab.data.manifest import FILE, SHARDS, Sums, describe_summary, differences, shard_file
+from lab.data.manifest import FILE, SHARDS, SPLITS, Sums, describe_skipped, describe_summary, differences, shard_file
 from lab.data.parts import stem
 from lab.data.subwords import find, keep
 from lab.data.tokenizers import Tokenizer
@@ -33,9 +33,9 @@ from lab.data.workers import Progress
 from lab.records import SCHEMA, read_json, write_bytes, write_json
 from lab.spec import Data
 
-VERSION = 2  # of how documents are stored: raised when the same ones would be stored otherwise
+VERSION = 3  # of how documents are stored: raised when the same ones would be stored otherwise
 ABANDONED = 24 * 3600  # seconds after which unfinished work is some killed process's
-PREPARED = "prepared"  # the corpus that is a prepared directory
+HELD_OUT = 0.05
 Report = Callable[[Progress], None]
 
 __all__ = ["Corpus", "Described", "Progress", "Shards", "Share", "Split", "describe", "load", "prepare", "tokenizer_of"]
@@ -55,20 +55,25 @@ class Described:
 def describe(
     corpus: str,
     path: str | Path | None = None,
-    held_out: float = 0.05,
-    tokenizer: str | Path = "bytes",
+    held_out: float | None = None,
+    tokenizer: str | Path | None = None,
     *,
     workers: int | None = None,
     report: Report | None = None,
 ) -> Described:
-    """Finds the corpus on this machine, prepares it in the cache where that has not been done, and says what it is.
+    """Finds the corpus on this machine, prepares it in the cache where that has not been done, and says what it is. held_out:
+    share of the documents (default: 0.05). tokenizer: default bytes.
 
-    Corpus 'prepared' is the directory `path`, with the tokenizer and the held-out documents that it was prepared with.
-    Raises ValueError for an unknown corpus, tokenizer or path, and for one without at least two documents of text.
+    Corpus 'prepared' is the directory `path`, with the tokenizer and the held-out documents that it was prepared with; others
+    are refused.
+    Raises ValueError for an unknown corpus, tokenizer or path, and for one without at least two documents of text; OSError
+    for a disk or hub that fails, after which the same call goes on from the parts that are done.
     """
     if corpus == PREPARED:
-        return _described_directory(path)
-    encoder, share = find(tokenizer), _share(held_out)
+        described = _described_directory(path)
+        _check_settings(described.data, held_out, tokenizer)
+        return described
+    encoder, share = find(tokenizer or "bytes"), _share(HELD_OUT if held_out is None else held_out)
     found = listing(corpus, None if path is None else str(path))
     shortcut = _root() / "listings" / f"{_key(found.fingerprint, share)[:32]}.json"
     known = _read(shortcut)
@@ -89,6 +94,25 @@ def describe(
     return _described(corpus, found.path, read_json(directory / FILE))
 
 
+def _check_settings(data: Data, held_out: float | None, tokenizer: str | Path | None) -> None:
+    """Raises ValueError where what is given is not what the text was prepared with."""
+    if held_out is not None and held_out != data.held_out:
+        raise ValueError(
+            f"data.held_out = {held_out!r}: {data.path} was prepared with {data.held_out}: leave it out, or prepare the source "
+            "anew with this one"
+        )
+    check_tokenizer(data, tokenizer)
+
+
+def check_tokenizer(data: Data, tokenizer: str | Path | None) -> None:
+    """Raises ValueError where a tokenizer is given, and text has been prepared with another."""
+    if tokenizer is not None and str(tokenizer) != data.tokenizer and find(tokenizer).name != data.tokenizer:
+        raise ValueError(
+            f"data.tokenizer = {str(tokenizer)!r}: {data.path or data.corpus} was prepared with {data.tokenizer!r}: leave it "
+            "out, or prepare the source anew with this one"
+        )
+
+
 def prepare(
     corpus: str,
     path: str | Path | None,
@@ -103,13 +127,26 @@ def prepare(
     """Prepares a corpus in a directory of its own, which needs nothing else to be loaded; started again, it goes on with
     what is done. licence: written into the manifest (default: what the source says of itself).
 
-    Raises ValueError as `describe` does, and where `out` is there and of other text or settings.
+    Raises ValueError as `describe` does, and where `out` is there and of other text or settings. (Where only the source's
+    times have changed, it is read again to know that, and `out` stays.)
     """
     encoder, share, out = find(tokenizer), _share(held_out), Path(out).expanduser().absolute()
     found = listing(corpus, None if path is None else str(path))
     licence = licence or found.licence
     made_from = _key(found.fingerprint, share, encoder.name, licence)
-    if not out.exists():
+    there = prepared_in(out)
+    size = sum(part.size for part in found.parts)
+    if there is not None and there.get("made_from") != made_from:
+        # Other times of files, or another version of the lab, may still be the same text: whether they are shows at the end.
+        settings = {"tokenizer": encoder.name, "held_out_share": share, "licence": licence, "source_bytes": size}
+        known = {**there, "tokenizer": there["tokenizer"]["name"]}
+        if differ := [name for name, value in settings.items() if known.get(name, value) != value]:
+            raise ValueError(
+                _another(
+                    out, there, ", ".join(f"{name} {settings[name]!r} here, {known[name]!r} there" for name in differ)
+                )
+            )
+    if there is None or there.get("made_from") != made_from:
         work = out.parent / f".{out.name}.preparing-{made_from[:16]}"
         _remove_abandoned(out.parent, f".{out.name}.preparing-*", 0, but=work)
         _build(
@@ -121,15 +158,25 @@ def prepare(
             out=out,
             processes=workers,
             report=report,
-            about={"licence": licence, "made_from": made_from},
+            about={"licence": licence, "source_bytes": size, "made_from": made_from},
         )
-    described = _described_directory(out)
-    if described.summary.get("made_from") != made_from:
-        raise ValueError(
-            f"out = {str(out)!r}: it is there, of another text, tokenizer or held-out share "
-            f"({describe_summary(described.summary)}): choose another --out, or delete it"
-        )
-    return described
+    return _described_directory(out)
+
+
+def prepared_in(out: Path) -> dict[str, Any] | None:
+    """The summary of what is prepared in `out`; None where that is empty, or not there."""
+    if (out / FILE).exists():
+        return open_corpus(out).summary
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"out = {str(out)!r}: it is there, and no prepared corpus: choose another --out, or delete it")
+    return None
+
+
+def _another(out: Path, there: Mapping[str, Any], differ: str) -> str:
+    return (
+        f"out = {str(out)!r}: it is there, of another text, tokenizer or held-out share ({describe_summary(there)}); {differ}: "
+        "choose another --out, or delete it"
+    )
 
 
 def load(data: Data, expected: Mapping[str, Any] | None = None) -> Corpus:
@@ -158,7 +205,19 @@ def _directory(data: Data, expected: Mapping[str, Any] | None = None) -> Path:
     directory = _root() / data.manifest / data.tokenizer
     if (directory / FILE).exists():
         return directory
-    found = describe(data.corpus, data.path, data.held_out, data.tokenizer)
+    if data.corpus == PREPARED:
+        if not (Path(str(data.path)) / FILE).exists():
+            raise ValueError(
+                f"data.path = {data.path!r}: no {FILE} there: copy this prepared directory from the machine that made the plan, "
+                f"or put its contents into {directory}"
+            )
+        found = _described_directory(data.path)
+    else:
+        try:
+            find(data.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{error}, or copy {directory}, the text as it was prepared there") from error
+        found = describe(data.corpus, data.path, data.held_out, data.tokenizer)
     if found.data.manifest != data.manifest:
         differ = differences(expected, found.summary) if expected else ""
         raise ValueError(
@@ -206,9 +265,11 @@ def _build(
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Reads, tokenizes, deduplicates, splits and stores every document in `out`, else in the cache; that directory. What the
-    source or the tokenizer is at fault for leaves nothing behind; what else went wrong leaves the parts that are done."""
+    source or the tokenizer is at fault for (ValueError) leaves nothing behind; what else went wrong (OSError of disk or hub,
+    a worker's death) leaves the parts that are done."""
     with _alone(work):
-        if out is not None and out.exists():  # another process was at it
+        there = prepared_in(out) if out else None
+        if out and there and about and there.get("made_from") == about["made_from"]:  # another process was at it
             shutil.rmtree(work, ignore_errors=True)
             return out
         try:
@@ -255,7 +316,8 @@ def _build(
                 if note["tokens"]:
                     stem(parts, number).with_suffix(".tokens").replace(whole / shard_file(number))
             write_json(whole / FILE, summary)
-            directory = _publish(whole, out or _root() / summary["manifest"] / tokenizer.name)
+            directory = out or _root() / summary["manifest"] / tokenizer.name
+            _publish(whole, directory, cached=out is None)
         except ValueError:
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -291,7 +353,7 @@ def _about_tokenizer(tokenizer: Tokenizer, sums: Sums) -> dict[str, Any]:
     }
 
 
-def _publish(whole: Path, directory: Path) -> Path:
+def _publish(whole: Path, directory: Path, *, cached: bool) -> None:
     for file in whole.rglob("*"):
         if file.is_file():
             with file.open("rb+") as stream:
@@ -300,25 +362,47 @@ def _publish(whole: Path, directory: Path) -> Path:
     try:
         whole.rename(directory)
     except OSError:
-        # Another process was first with the same text. Anything else is an error.
+        # It is there: by another process that was first, or prepared before from files that were touched since.
         if not (directory / FILE).exists():
             raise
-    return directory
+        there, made = read_json(directory / FILE), read_json(whole / FILE)
+        if not cached:
+            _same(directory, there, made)
+        elif there.get("tokenizer") != made["tokenizer"]:  # whose bytes an earlier version counted otherwise
+            directory.rename(whole.with_name("stale"))
+            whole.rename(directory)
+
+
+def _same(directory: Path, there: dict[str, Any], made: dict[str, Any]) -> None:
+    """Notes in a prepared directory what has been found to make the same text; ValueError where it is another."""
+    if differ := [name for name in ("manifest", "tokenizer", *SPLITS) if there[name] != made[name]]:
+        raise ValueError(_another(directory, there, differences(there, made) or f"{', '.join(differ)} differ"))
+    if there.get("made_from") != made.get("made_from"):
+        write_json(directory / FILE, {**there, "source_bytes": made["source_bytes"], "made_from": made["made_from"]})
 
 
 @contextlib.contextmanager
 def _alone(work: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds the work directory, made if need be, until the end; BlockingIOError where another does and `wait` is false."""
+    stream = None
+    while stream is None:
+        work.mkdir(parents=True, exist_ok=True)
+        stream = _locked(work / "lock", wait)
+    with stream:
+        yield
+
+
+def _locked(file: Path, wait: bool) -> TextIO | None:
+    """The file, open and locked; None where whoever held it has ended, and removed the directory."""
     import fcntl
 
-    while True:
-        work.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), (work / "lock").open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Whoever held it may have ended, and removed the directory.
-            if os.path.samestat(os.fstat(stream.fileno()), (work / "lock").stat()):
-                yield
-                return
+    with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
+        stream = opened.enter_context(file.open("a"))
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+            opened.pop_all()
+            return stream
+    return None
 
 
 def _remove_abandoned(root: Path, pattern: str, seconds: float, but: Path | None = None) -> None:
@@ -331,11 +415,10 @@ def _remove_abandoned(root: Path, pattern: str, seconds: float, but: Path | None
 
 
 def _too_few(corpus: str, path: str | None, count: int, skipped: Mapping[str, int]) -> str:
-    left_out = ", ".join(f"{number} {reason}" for reason, number in skipped.items() if number)
     remedy = "use one with at least two UTF-8 text files, or give the path of one long file: it is cut into documents"
     return (
         f"data.path = {path!r}: corpus {corpus!r} has {count} different documents of text here "
-        f"({left_out or 'nothing'} left out), and some must be held out: {remedy}"
+        f"({describe_skipped({'skipped': skipped})} left out), and some must be held out: {remedy}"
     )
 
 

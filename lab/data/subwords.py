@@ -1,7 +1,8 @@
 """Tokenizers that are files: a tokenizer.json of Hugging Face's `tokenizers`, a .model of sentencepiece.
 
 A tokenizer's name ends in the first digits of its file's SHA-256, so that a run which names it says which one it was. Special
-tokens that such a file holds are ids like others, and occur in no text: a text that spells one is encoded as any text.
+tokens that such a file holds are ids like others, stand for no bytes, and occur in no text: a text that spells one is
+encoded as any text.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from lab.spec import nearest
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_NAMED = re.compile(r"(bpe|tokenizer|sentencepiece)-\d+-[0-9a-f]{10}")  # as below
 SPACE = "▁"  # sentencepiece's
 
 
@@ -41,6 +43,11 @@ def find(name: str | Path) -> Tokenizer:
         return from_directory(path)
     if path.exists():
         return read(path)
+    if _NAMED.fullmatch(name):
+        raise ValueError(
+            f"data.tokenizer = {name!r}: its file is not on this machine: copy {kept} from the machine that the text was "
+            "prepared on"
+        )
     if path.suffix in (".json", ".model") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
             f"data.tokenizer = {name!r}: {nearest(name, list(TOKENIZERS))}, or give a tokenizer.json, a sentencepiece .model "
@@ -143,10 +150,12 @@ def _of_json(content: bytes) -> Tokenizer:
 
 def _json_bytes(loaded: Any, content: dict[str, Any], text: int) -> np.ndarray:
     """UTF-8 bytes that each id stands for, read off its string: of byte-level vocabularies a character a byte, of others
-    the characters' own bytes, where <0x0A> is one byte, ▁ is a space, and ## continues a word."""
+    the characters' own bytes, where <0x0A> is one byte, ▁ is a space, and ## continues a word. Special tokens (ends of
+    documents) stand for none."""
     byte_level = "ByteLevel" in _kinds(content.get("pre_tokenizer")) | _kinds(content.get("decoder"))
     model = content.get("model") or {}
-    added = {int(number): token.content for number, token in loaded.get_added_tokens_decoder().items()}
+    tokens = {int(number): token for number, token in loaded.get_added_tokens_decoder().items()}
+    added = {number: "" if token.special else token.content for number, token in tokens.items()}
     found = np.zeros(text)
     for number in range(text):
         token = added.get(number, loaded.id_to_token(number))

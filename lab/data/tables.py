@@ -1,6 +1,7 @@
 """JSON-lines (also .gz) and parquet files, one or a folder of them: each record is a document. A broken one is an error that
 names file and line: where every record should be text, one that is not says that something is wrong."""
 
+import codecs
 import gzip
 import json
 import zlib
@@ -10,7 +11,7 @@ from typing import Any
 
 from lab.data.columns import Columns, Text
 from lab.data.documents import LONGEST_RECORD, MB, Document, Listing, Part, digest, gather, part_size, states, too_long
-from lab.data.text_files import existing, folder_files
+from lab.data.text_files import existing, folder_files, line_number
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -109,7 +110,8 @@ def _lines(file: Path, columns: Columns, start: int, end: int) -> Iterator[Text]
                     pass
             while (at := stream.tell()) < end:
                 line = stream.readline(LONGEST_RECORD + 1)
-                content = _content(line, columns, lambda at=at: f"{file}:{_line_number(file, at)}")
+                line = line.removeprefix(codecs.BOM_UTF8) if at == 0 else line
+                content = _content(line, columns, lambda at=at: f"{file}:{line_number(file, at)}")
                 if content is not None:
                     yield content
     except OSError as error:
@@ -122,6 +124,7 @@ def _packed_lines(file: Path, columns: Columns) -> Iterator[Text]:
         with gzip.open(file, "rb") as stream:
             while line := stream.readline(LONGEST_RECORD + 1):
                 number += 1
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 content = _content(line, columns, lambda number=number: f"{file}:{number}")
                 if content is not None:
                     yield content
@@ -147,17 +150,13 @@ def _content(line: bytes, columns: Columns, where: Any) -> Text | None:
         raise ValueError(
             f"{where()}: a JSON {type(record).__name__}, not an object: each line is one, with the text in it"
         )
-    return columns.of_record(record, where)
-
-
-def _line_number(file: Path, place: int) -> int:
-    """From 1."""
-    lines, left = 1, place
-    with file.open("rb") as stream:
-        while left > 0 and (block := stream.read(min(left, MB))):
-            lines += block.count(b"\n")
-            left -= len(block)
-    return lines
+    content = columns.of_record(record, where)
+    if b"\\ud" in line or b"\\uD" in line:  # the only way to a lone half of a character
+        try:
+            "".join(content).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where()}: not Unicode text ({error}): mend or remove this line") from error
+    return content
 
 
 def _opened(file: Path) -> Any:

@@ -17,8 +17,9 @@ _UTF8_LONGEST = 4  # bytes of a character
 
 
 def text(path: str | None = None) -> Listing:
-    """A folder: each file in it is a document, hidden ones excepted. A file, and one of more than 16 MiB in a folder: cut
-    into documents at blank lines."""
+    """A folder: each file in it is a document, hidden ones excepted; what is no UTF-8 text is left out and counted (of a file
+    of more than 16 MiB, the 32 MiB in which that is). A file, and one of more than 16 MiB in a folder: cut into documents
+    at blank lines. A file given by itself must be text."""
     if path is None:
         raise ValueError("data.path = None: corpus 'text' needs the path of a folder or a file")
     root = existing(path)
@@ -57,6 +58,8 @@ def _piece(root: Path, name: str, start: int, end: int) -> Part:
         except OSError as error:
             raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
         content = _decoded(raw)
+        if content is None and not name:
+            raise _no_text(file, raw, first)
         if content is None:
             yield Document(source="text", version="", file=name or root.name, content=None)
             return
@@ -96,6 +99,29 @@ def _decoded(raw: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return None if "\0" in content else content
+
+
+def _no_text(file: Path, raw: bytes, first: int) -> ValueError:
+    """raw: what lies in the file from byte `first` on, which is no text."""
+    try:
+        raw.decode("utf-8")
+        at, what = raw.index(b"\0"), "a NUL"
+    except UnicodeDecodeError as error:
+        at, what = error.start, f"0x{raw[error.start]:02x}, which is not UTF-8 ({error.reason})"
+    return ValueError(
+        f"{file}: byte {first + at:,} (from 0), in line {line_number(file, first + at):,}, is {what}: mend it, or write the file "
+        f"anew as UTF-8, such as with iconv -f latin1 -t utf-8 {file.name}"
+    )
+
+
+def line_number(file: Path, place: int) -> int:
+    """From 1."""
+    lines, left = 1, place
+    with file.open("rb") as stream:
+        while left > 0 and (block := stream.read(min(left, MB))):
+            lines += block.count(b"\n")
+            left -= len(block)
+    return lines
 
 
 def pieces(content: str, size: int | None = None) -> Iterator[str]:

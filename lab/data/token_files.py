@@ -1,5 +1,6 @@
 """Text that is tokens already: .npy arrays, and .bin files of raw ids as nanoGPT and llm.c write them."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,20 +13,22 @@ from lab.spec import nearest
 SUFFIXES = (".npy", ".bin")
 # Tokens of the pieces that a stream without separators is cut into.
 LONGEST = 65_536
-# llm.c's header: 256 int32, of which the first are this number, a version, and the count of tokens.
-MAGIC, HEADER = 20240520, 1024
+# llm.c's header: 256 int32, of which the first are such a number, a version, and the count of tokens.
+MAGICS, HEADER = {20240520: "uint16", 20240801: "uint32"}, 1024
 KINDS = ("uint8", "uint16", "uint32", "int32", "int64")
+DTYPE = "uint16"
 
 
-def tokens(path: str | None = None, *, dtype: str = "uint16", separator: str | None = None) -> Listing:
-    """Each row of a 2-D .npy is a document. A .bin, or a 1-D .npy, is one stream: it is cut before each `separator` (an id
-    that begins a document), or, where none is given, into pieces of 65,536 tokens. dtype: of a .bin without a header."""
+def tokens(path: str | None = None, *, dtype: str | None = None, separator: str | None = None) -> Listing:
+    """Each row of a 2-D .npy is a document. A .bin, or a 1-D .npy, is one stream: it is cut at each `separator` (the id
+    between documents, before the first or behind the last), which is in no document: ends are the objective's own. Where
+    none is given, it is cut into pieces of 65,536 tokens. dtype: of a .bin without a header (default: uint16)."""
     if path is None:
         raise ValueError("data.path = None: corpus 'tokens' needs the path of a .npy or .bin file, or a folder of them")
-    if dtype not in KINDS:
+    if dtype is not None and dtype not in KINDS:
         raise ValueError(f"dtype = {dtype!r}: {nearest(dtype, list(KINDS))}")
     if separator is not None and not separator.isdigit():
-        raise ValueError(f"separator = {separator!r}: use the id of the token that begins a document")
+        raise ValueError(f"separator = {separator!r}: use the id of the token between documents")
     cut = None if separator is None else int(separator)
     root = existing(path)
     names = [name for name in folder_files(root) if name.endswith(SUFFIXES)] if root.is_dir() else [""]
@@ -51,20 +54,40 @@ def tokens(path: str | None = None, *, dtype: str = "uint16", separator: str | N
     )
 
 
-def _open(file: Path, dtype: str) -> np.ndarray:
+def _header(file: Path, dtype: str | None) -> tuple[str, int | None]:
+    """The type of a .bin's ids, and how many its header says there are; None where it has none."""
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(12)
+    except OSError as error:
+        raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+    magic, version, count = np.frombuffer(raw, "<i4").tolist() if len(raw) == 12 else (0, 0, 0)
+    if magic not in MAGICS:
+        # Magic numbers of this family are days. As ids, no text begins so: the upper half of a version is 0.
+        if re.fullmatch(r"20[2-9]\d(0[1-9]|1[0-2])([0-2]\d|3[01])", str(magic)) and 0 <= version < 100:
+            known = ", ".join(map(str, MAGICS))
+            raise ValueError(
+                f"{file}: a header with the unknown magic number {magic}; {known} are known: save its ids as .npy, or without "
+                "a header"
+            )
+        return dtype or DTYPE, None
+    if dtype not in (None, MAGICS[magic]):
+        raise ValueError(
+            f"{file}: dtype = {dtype!r}, and its header ({magic}) says {MAGICS[magic]}: leave the dtype out"
+        )
+    return MAGICS[magic], count
+
+
+def _open(file: Path, dtype: str | None) -> np.ndarray:
     """Memory-mapped."""
+    kind, count = ("", None) if file.name.endswith(".npy") else _header(file, dtype)
     try:
         if file.name.endswith(".npy"):
             array = np.load(file, mmap_mode="r")
         else:
-            with file.open("rb") as stream:
-                head = np.frombuffer(stream.read(12), "<i4")
-            if len(head) == 3 and head[0] == MAGIC:
-                array = np.memmap(file, "<u2", mode="r", offset=HEADER)
-                if len(array) != head[2]:
-                    raise ValueError(f"{len(array):,} tokens, and its header says {head[2]:,}")
-            else:
-                array = np.memmap(file, np.dtype(dtype).newbyteorder("<"), mode="r")
+            array = np.memmap(file, np.dtype(kind).newbyteorder("<"), mode="r", offset=0 if count is None else HEADER)
+            if count is not None and len(array) != count:
+                raise ValueError(f"{len(array):,} tokens, and its header says {count:,}")
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{file}: not a whole file of tokens ({error}): fetch it again or remove it") from error
     if array.dtype.kind not in "ui" or array.ndim not in (1, 2):
@@ -74,7 +97,7 @@ def _open(file: Path, dtype: str) -> np.ndarray:
     return array
 
 
-def _reader(file: Path, shown: str, dtype: str, cut: int | None, start: int, end: int):
+def _reader(file: Path, shown: str, dtype: str | None, cut: int | None, start: int, end: int):
     def read() -> Iterator[Document]:
         array = _open(file, dtype)
         try:
@@ -92,21 +115,24 @@ def _documents(array: np.ndarray, cut: int | None, start: int, end: int) -> Iter
     elif cut is None:
         yield from (np.array(array[at : min(at + LONGEST, end)]) for at in range(start, end, LONGEST))
     else:
-        # A part has the documents that begin in it; the last may end behind it.
-        places = np.flatnonzero(array[start:end] == cut) + start
-        if start == 0 and (not len(places) or places[0] > 0):
-            places = np.concatenate([[0], places])
-        for at, following in zip(places, [*places[1:], _next(array, cut, end)] if len(places) else [], strict=True):
+        # A part has the documents before which a separator lies in it; the last may end behind it.
+        begins = np.flatnonzero(array[start:end] == cut) + start + 1
+        if start == 0 and array[0] != cut:
+            begins = np.concatenate([[0], begins])
+        ends = [*(begins[1:] - 1), _next(array, cut, end)] if len(begins) else []
+        for at, following in zip(begins.tolist(), ends, strict=True):
+            if at == len(array):  # behind the last separator
+                return
             if following - at > LONGEST_DOCUMENT:
                 raise ValueError(
                     f"{following - at:,} tokens from {at:,} on without separator {cut}: more than the {LONGEST_DOCUMENT:,} that "
-                    "one document may have: give the id that begins documents here"
+                    "one document may have: give the id that lies between documents here"
                 )
             yield np.array(array[at:following])
 
 
 def _next(array: np.ndarray, cut: int, place: int) -> int:
-    """The first place from `place` on at which a document begins, or the end."""
+    """The first place from `place` on at which a separator lies, or the end."""
     step = 2**20
     for at in range(place, len(array), step):
         found = np.flatnonzero(array[at : at + step] == cut)

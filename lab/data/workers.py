@@ -99,7 +99,7 @@ class _Tally:
 
 
 def _share(task: dict[str, Any], left: Sequence[int], count: int, tally: _Tally) -> None:
-    """Raises ValueError with what a worker says, RuntimeError where one dies without a word."""
+    """Raises the ValueError or OSError that a worker tells of, RuntimeError where one dies without a word."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -110,7 +110,9 @@ def _share(task: dict[str, Any], left: Sequence[int], count: int, tally: _Tally)
     command = [sys.executable, "-c", "from lab.data.workers import serve; serve()"]
     waiting, errors, lock = list(reversed(left)), [], threading.Lock()
     processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, errors="replace"
+        )
         for _ in range(count)
     ]
 
@@ -126,12 +128,12 @@ def _share(task: dict[str, Any], left: Sequence[int], count: int, tally: _Tally)
                 process.stdin.write(f"{number}\n")
                 process.stdin.flush()
                 for line in process.stdout:
-                    said = json.loads(line)
+                    said = _understood(line)
                     if "text" in said:
                         tally.read(said["text"])
                     elif "error" in said:
-                        raise ValueError(said["error"])
-                    else:
+                        raise _error(said)
+                    elif "done" in said:
                         tally.finished(number)
                         break
                 else:
@@ -170,6 +172,30 @@ def _share(task: dict[str, Any], left: Sequence[int], count: int, tally: _Tally)
         raise errors[0]
 
 
+def _understood(line: str) -> dict[str, Any]:
+    """What a worker said; nothing of a line that it was killed in, or that a library printed."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _told(error: ValueError | OSError) -> dict[str, Any]:
+    """An error as JSON, of which `_error` makes one of the same kind: whether finished parts stay depends on it."""
+    if not isinstance(error, OSError):
+        return {"error": str(error)}
+    known = error.errno is not None
+    number, text = (error.errno, error.strerror) if known else (None, str(error))
+    return {"error": text, "system": True, "errno": number, "file": str(error.filename) if error.filename else None}
+
+
+def _error(said: dict[str, Any]) -> ValueError | OSError:
+    if "system" not in said:
+        return ValueError(said["error"])
+    return OSError(said["error"]) if said["errno"] is None else OSError(said["errno"], said["error"], said["file"])
+
+
 def serve() -> None:
     """What a worker does."""
     from lab.data.corpora import listing
@@ -193,4 +219,4 @@ def serve() -> None:
             )
             say(done=int(line))
     except (ValueError, OSError) as error:
-        say(error=str(error))
+        say(**_told(error))

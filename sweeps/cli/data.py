@@ -1,6 +1,6 @@
 """Commands on text: lab data prepare, tokenizer, mix, show."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from rich.table import Table
 
 from lab.data.documents import MB
+from lab.data.manifest import describe_skipped
 from lab.data.prepare import Progress as Done
 from lab.spec import Data
 
@@ -77,7 +78,7 @@ def prepare(
             workers=workers,
             report=report,
         )
-    print(f"{out}: {described}")
+    print(f"{out}: {described}\nleft out {describe_skipped(described.summary)}")
     _say_inexact(described.summary)
 
 
@@ -180,10 +181,9 @@ def show(directory: Source, /, documents: int = 3) -> None:
         table.add_row(split, *(f"{sums[name]:,}" for name in ("documents", "bytes", "tokens")), f"{each:.2f}")
     console.print(table)
     about = summary["tokenizer"]
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in summary["skipped"].items() if count) or "nothing"
     console.print(
         f"manifest {summary['manifest']}\ntokenizer {about['name']}, {about['vocabulary']:,} ids"
-        f"\nlicence {summary['licence'] or 'not stated'}\nleft out {left_out}\nshards {len(summary['shards'])}",
+        f"\nlicence {summary['licence'] or 'not stated'}\nleft out {describe_skipped(summary)}\nshards {len(summary['shards'])}",
         markup=False,
         soft_wrap=True,
     )
@@ -202,14 +202,32 @@ def show(directory: Source, /, documents: int = 3) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {"prepare": prepare, "tokenizer": tokenizer, "mix": mix, "show": show}
 
 
-def of_source(source: str | None, tokenizer: str) -> Data | None:
-    """What --data names, prepared if need be, with a bar; None where it is not given."""
+def of_source(source: str | None, tokenizer: str | None) -> Data | None:
+    """What --data names, prepared if need be, with a bar; None where it is not given. A tokenizer by itself is refused."""
     from sweeps.study import corpus
 
     if source is None:
+        if tokenizer is not None:
+            raise ValueError(
+                f"tokenizer = {tokenizer!r}: the study's own text has its own: leave it out, or give --data too"
+            )
         return None
     with progress_bar() as report:
         return corpus(source, tokenizer=tokenizer, report=report)
+
+
+def check_source(planned: Iterable[Data], source: str | None, tokenizer: str | None) -> None:
+    """Raises ValueError where --data or --tokenizer is not what runs that are planned already have."""
+    from lab.data.locate import locate
+    from lab.data.prepare import check_tokenizer
+
+    for text in set(planned):
+        if source is not None and locate(source) != (text.corpus, text.path):
+            raise ValueError(
+                f"data = {source!r}: the plan in this directory is of {text.path or text.corpus}: leave it out, or run the "
+                "study by its name with another --out"
+            )
+        check_tokenizer(text, tokenizer)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lab import records
 from sweeps.cli.control import count, study_directory
-from sweeps.cli.data import of_source
+from sweeps.cli.data import check_source, of_source
 from sweeps.files import files_at
 from sweeps.launch import local
 from sweeps.launch.ray_node import Cluster
@@ -23,7 +23,7 @@ from sweeps.store import Store
 from sweeps.study import load, name_of
 
 Name = Annotated[str, tyro.conf.Positional]
-CLUSTER, JOB = Cluster(), Job()
+CLUSTER, JOB, SETTINGS = Cluster(), Job(), Settings()
 
 
 def quickstart(
@@ -31,7 +31,7 @@ def quickstart(
     workers: int | None = None,
     preset: str = "small",
     data: str | None = None,
-    tokenizer: str = "bytes",
+    tokenizer: str | None = None,
 ) -> None:
     """Plan, train, fit and report the quickstart study: four arms on installed Python source, about 5 minutes on 2 cores.
 
@@ -44,11 +44,13 @@ def quickstart(
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs)
         preset: small, or smoke for a minute's check that all parts work
         data: other text: a directory of `lab data prepare`, files, or a Hugging Face data set, as `lab data prepare` takes it
-        tokenizer: of text that is not prepared: bytes, a tokenizer.json, a sentencepiece .model, or a name on the hub
+        tokenizer: of text that is not prepared: bytes (the default), a tokenizer.json, a sentencepiece .model, or a name on
+            the hub
     """
+    Console(stderr=True).print("planning quickstart; the first time, the corpus is read and tokenized")
     text = of_source(data, tokenizer)
     directory = out or Path("runs") / ("quickstart" if text is None else f"quickstart-{name_of(text)}")
-    run("quickstart", preset=preset, out=str(directory), workers=workers, data=data, tokenizer=tokenizer)
+    _train("quickstart", make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
     report(str(directory))
 
 
@@ -58,7 +60,7 @@ def plan(
     preset: str = "small",
     out: str | None = None,
     data: str | None = None,
-    tokenizer: str = "bytes",
+    tokenizer: str | None = None,
     replace_plan: bool = False,
 ) -> None:
     """Solve a study and show every run before anything is spent; refuse what can not be matched.
@@ -71,7 +73,7 @@ def plan(
         preset: which size of the study
         out: write plan.json and go no further
         data: other text than the study's own, as `lab data prepare` takes it, or a directory that it wrote
-        tokenizer: of text that is not prepared
+        tokenizer: of text that is not prepared (default: bytes)
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
     solved = make_plan(load(study, preset, of_source(data, tokenizer)))
@@ -86,7 +88,7 @@ def run(
     preset: str = "small",
     out: str | None = None,
     data: str | None = None,
-    tokenizer: str = "bytes",
+    tokenizer: str | None = None,
     workers: int | None = None,
     on: Literal["local", "ray", "slurm"] = "local",
     ray: Cluster = CLUSTER,
@@ -115,7 +117,8 @@ def run(
         preset: which size of the study
         out: the study's directory (default: runs/<study's name>), or a place in an object store, such as gs://bucket/mine
         data: other text than the study's own, as `lab data prepare` takes it, or a directory that it wrote
-        tokenizer: of text that is not prepared: bytes, a tokenizer.json, a sentencepiece .model, or a name on the hub
+        tokenizer: of text that is not prepared: bytes (the default), a tokenizer.json, a sentencepiece .model, or a name on
+            the hub
         workers: processes that share the cores (default: one a core; one a GPU where there are GPUs; on Ray as many as fit)
         on: local for this machine, ray for a Ray cluster, slurm for jobs of a Slurm cluster, as many as --workers says
         ray: which Ray cluster, and what each worker takes of it
@@ -137,9 +140,6 @@ def run(
     """
     from lab.mesh import Mesh, read_hosts
     from sweeps import propose
-    from sweeps.cli.progress import Display
-    from sweeps.execute import prepared
-    from sweeps.execute import run as execute
 
     if hours is not None and not hours > 0:
         raise ValueError(f"hours = {hours}: use a number above 0")
@@ -158,23 +158,53 @@ def run(
         Mesh.read(mesh)
     if hosts is not None:
         read_hosts(hosts)
-    console = Console(stderr=True)
     written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
-        console.print(f"planning {study}; the first time, the corpus is read and tokenized")
-    solved = (
-        make_plan(load(study, preset, of_source(data, tokenizer)))
-        if written is None
-        else propose.read(Store(written).records())
+        Console(stderr=True).print(f"planning {study}; the first time, the corpus is read and tokenized")
+        solved = make_plan(load(study, preset, of_source(data, tokenizer)))
+    else:
+        solved = propose.read(Store(written).records())
+        check_source((row.run.data for row in solved.runs), data, tokenizer)
+    _train(
+        study,
+        solved,
+        out or written or str(Path("runs") / solved.study.name),
+        workers=workers,
+        on=on,
+        ray=ray,
+        slurm=slurm,
+        settings=settings,
+        retry=retry,
+        replace_plan=replace_plan,
     )
+
+
+def _train(
+    study: str,
+    solved: Plan,
+    directory: str,
+    *,
+    workers: int | None,
+    on: Literal["local", "ray", "slurm"] = "local",
+    ray: Cluster = CLUSTER,
+    slurm: Job = JOB,
+    settings: Settings = SETTINGS,
+    retry: bool = False,
+    replace_plan: bool = False,
+) -> None:
+    """Trains every run of a plan that has not ended, and says so. study: as it was named."""
+    from sweeps.cli.progress import Display
+    from sweeps.execute import prepared
+    from sweeps.execute import run as execute
+
+    console = Console(stderr=True)
     if on == "ray":
         kind, at_once = ray.kind, workers or 1
     elif on == "slurm":
         kind, at_once = ("gpu", slurm.gpus * (workers or 1)) if slurm.gpus else ("cpu", slurm.cpus * (workers or 1))
     else:
-        kind, places = local.slots(workers, whole=bool(mesh or hosts), needs=solved.needs)
+        kind, places = local.slots(workers, whole=bool(settings.mesh or settings.hosts), needs=solved.needs)
         at_once = len(places)
-    directory = out or written or str(Path("runs") / solved.study.name)
     if retry and files_at(directory).exists(records.PLAN):
         console.print(f"{Store(directory).retry()} failed runs will be tried again")
     console.print(

@@ -86,6 +86,91 @@ def test_a_study_on_ones_own_text_is_one_command(capsys, novels):
     assert code == 0 and (novels.parent / "plan" / "plan.json").exists()
 
 
+def test_what_was_left_out_is_said(capsys, novels):
+    for name, content in (
+        ("a.bin", b"\xff"),
+        ("b.bin", b"\0"),
+        ("c.txt", b""),
+        ("d.txt", (novels / "0.txt").read_bytes()),
+    ):
+        (novels / name).write_bytes(content)
+    shown = "left out 2 not_text, 1 empty, 1 duplicate"
+    assert shown in run(capsys, "data", "prepare", str(novels), "--out", "out")[1]
+    assert shown in run(capsys, "data", "show", "out")[1]
+    (novels.parent / "book.txt").write_bytes(b"a line\n" * 9 + b"caf\xe9\n")
+    code, _, err = run(capsys, "data", "prepare", "book.txt", "--out", "book")
+    assert code == 2 and "byte 66 (from 0), in line 10, is 0xe9" in " ".join(err.split())
+
+
+def test_what_a_text_was_not_prepared_with_is_refused(capsys, novels):
+    run(capsys, "data", "tokenizer", str(novels), "--vocabulary", "290", "--out", "t.json")
+    run(capsys, "data", "prepare", str(novels), "--out", "prepared", "--tokenizer", "t.json", "--held-out", "0.1")
+    name = sweeps.corpus("prepared").tokenizer
+    given = [{}, {"held_out": 0.1}, {"tokenizer": "t.json"}, {"tokenizer": name, "held_out": 0.1}]
+    assert len({sweeps.corpus("prepared", **settings) for settings in given}) == 1
+    for settings, message in (
+        ({"held_out": 0.05}, r"data\.held_out = 0\.05: .*prepared was prepared with 0\.1: leave it out, or prepare"),
+        ({"tokenizer": "bytes"}, r"data\.tokenizer = 'bytes': .*prepared was prepared with 'bpe-290-"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweeps.corpus("prepared", **settings)
+    plan = ("plan", "quickstart", "--preset", "smoke")
+    code, _, err = run(capsys, *plan, "--data", "prepared", "--tokenizer", "bytes")
+    assert code == 2 and "was prepared with 'bpe-290-" in " ".join(err.split())
+    code, _, err = run(capsys, *plan, "--tokenizer", "t.json")
+    assert code == 2 and "leave it out, or give --data too" in " ".join(err.split())
+    # Prepared is no source.
+    for words in (
+        ("prepare", "prepared", "--out", "again"),
+        ("tokenizer", "prepared", "--vocabulary", "300", "--out", "x"),
+    ):
+        code, _, err = run(capsys, "data", *words)
+        assert code == 2 and "it is prepared already" in " ".join(err.split())
+
+
+def test_a_plan_keeps_its_text(capsys, novels, monkeypatch):
+    """What is given beside a directory with a plan is compared with it."""
+    run(capsys, "data", "prepare", str(novels), "--out", "prepared")
+    assert run(capsys, "plan", "quickstart", "--preset", "smoke", "--data", "prepared", "--out", "plan")[0] == 0
+    trained = []
+    monkeypatch.setattr("sweeps.cli.studies._train", lambda study, *_, **__: trained.append(study))
+    for words in (
+        (),
+        ("--data", "prepared"),
+        ("--data", "./prepared", "--tokenizer", "bytes"),
+        ("--tokenizer", "bytes"),
+    ):
+        assert run(capsys, "run", "plan", *words)[0] == 0
+    assert trained == ["plan"] * 4
+    run(capsys, "data", "tokenizer", str(novels), "--vocabulary", "290", "--out", "t.json")
+    for words, message in (
+        (("--data", str(novels)), "the plan in this directory is of"),
+        (("--data", "markov"), "the plan in this directory is of"),
+        (("--tokenizer", "t.json"), "was prepared with 'bytes': leave it out"),
+    ):
+        code, _, err = run(capsys, "run", "plan", *words)
+        assert code == 2 and message in " ".join(err.split())
+    assert len(trained) == 4
+
+
+def test_quickstart_finds_its_text_once(capsys, novels, monkeypatch):
+    from lab.data import locate
+
+    found, ran = [], []
+    once = locate.locate
+    monkeypatch.setattr(
+        "sweeps.study.locate", lambda *words, **settings: found.append(words) or once(*words, **settings)
+    )
+    monkeypatch.setattr(
+        "sweeps.cli.studies._train", lambda study, solved, directory, **_: ran.append((solved, directory))
+    )
+    monkeypatch.setattr("sweeps.cli.studies.report", lambda directory: ran.append(directory))
+    assert run(capsys, "quickstart", "--preset", "smoke", "--data", str(novels))[0] == 0
+    ((solved, directory), reported) = ran
+    assert len(found) == 1 and directory == reported == "runs/quickstart-My_novels"
+    assert {row.run.data.path for row in solved.runs} == {str(novels)}
+
+
 def test_names_of_texts_name_directories():
     data = sweeps.corpus("markov")
     assert name_of(data) == "markov"

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from lab.data import corpora
+from lab.data import corpora, describe
 from lab.data.code_pairs import CUTS, first_sentence, pairs
 from lab.data.corpora import Document, Listing, listing
+from lab.data.manifest import describe_skipped
 
 BODY = "    total = sum(x for x in values if x)\n    return total / max(1, len(values))\n"
 FILE = f'''
@@ -107,6 +108,46 @@ def test_a_sentence_that_is_broken_over_lines_is_seen_in_the_source():
     assert left_out == {"source holds the target": 1}
 
 
+def method(body: str) -> str:
+    return f'class A:\n    def f(self):\n        """It does very much\n        over lines."""\n{body}'
+
+
+LOST = "string over several lines that would lose its margin"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('        text = """first\n        second"""\n        return text + str(self)\n', LOST),
+        ('        text = f"""{self}\n        second"""\n        return text + str(self)\n', LOST),
+        ('        def g():\n            """Inside.\n\n            More."""\n        return g, self.everything\n', LOST),
+        # Nothing is lost of strings whose lines have no margin, or that lie side by side.
+        ('        text = """first\nsecond"""\n        return text + str(self.everything)\n', ""),
+        ('        text = ("first"\n            "second")\n        return text + str(self.everything)\n', ""),
+    ],
+)
+def test_no_string_loses_its_margin(body, reason):
+    for name in CUTS:
+        left_out = Counter()
+        found = cut(method(body), name, left_out)
+        assert list(left_out) == ([reason] if reason else []) and len(found) == (not reason)
+
+
+def test_a_function_without_a_margin_keeps_its_strings():
+    body = '    text = """a\n    b"""\n    return text + str(values)'
+    ((_, (_, target)),) = cut(function('"""It does very much."""', body), "python_bodies")
+    assert target == body
+
+
+def test_a_body_ends_with_the_function():
+    """What shares its last line is a statement of its own: Python has no other there."""
+    text = function('"""It does much."""', BODY.rstrip() + "; import os") + "import sys\n"
+    ((_, (_, target)),) = cut(text, "python_bodies")
+    (made,) = ast.parse(text).body[:1]
+    assert isinstance(made, ast.FunctionDef) and isinstance(made.body[-1], ast.Import)
+    assert target == BODY.rstrip() + "; import os"
+
+
 @pytest.mark.parametrize(
     ("says", "first"),
     [
@@ -150,6 +191,22 @@ def test_corpora_of_pairs(monkeypatch):
         ast.parse(document.content[0])
     with pytest.raises(ValueError, match="takes none"):
         listing("python_bodies", "/somewhere")
+
+
+def test_the_manifest_counts_what_was_left_out(monkeypatch, tmp_path, cache):
+    def read():
+        yield Document(source="python", version="3.11", file="a.py", content=FILE)
+        for number, body in enumerate(("    return None\n", "    return 1\n", "")):
+            text = function('"""It does nothing."""', body)
+            yield Document(source="python", version="3.11", file=f"{number}.py", content=text)
+
+    monkeypatch.setenv("BITTERLAB_CACHE", str(tmp_path / "own"))
+    monkeypatch.setattr(corpora, "python", lambda: Listing(path=None, fingerprint="f", read=read))
+    counts = {"not_text": 0, "empty": 0, "duplicate": 0, "trivial body": 2, "no body": 1}
+    described = describe("python_docstrings", held_out=0.3)
+    assert described.summary["skipped"] == counts
+    assert [source["name"] for source in described.summary["sources"]] == ["python"]
+    assert describe_skipped(described.summary) == "2 trivial body, 1 no body"
 
 
 def test_the_standard_library_has_pairs():

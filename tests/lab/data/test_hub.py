@@ -10,7 +10,9 @@ import pytest
 
 from lab.data import Examples, describe, load
 from lab.data.corpora import listing
+from lab.data.hub import Unreachable
 from lab.data.locate import locate
+from lab.data.parts import done
 from lab.data.prepare import prepare
 
 datasets = pytest.importorskip("datasets")
@@ -130,10 +132,70 @@ def test_mistakes_are_told_with_the_way_out(parquet, tmp_path):
         ),
         ("hf", None, "needs a data set's name on the hub or a local folder"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, Unreachable), match=message):
             listing(corpus, path and str(path))
     with pytest.raises(ValueError, match=r"no column 'body' \(use one of text, id\)"):
         texts("hf:column=body", parquet)
+
+
+FAKE = """
+import json, os
+from pathlib import Path
+from types import SimpleNamespace
+
+DownloadConfig = dict
+
+class Table:
+    def __init__(self, index):
+        self.index = index
+
+    num_shards, info = 6, None
+
+    def shard(self, num_shards, index):
+        return Table(index)
+
+    def with_format(self, _):
+        return self
+
+    def iter(self, batch_size):
+        import pyarrow as pa
+
+        yield pa.table({"text": [f"shard {self.index} row {row}" for row in range(20)]})
+        if self.index == 4 and Path(os.environ["FAKE_HUB_IS_DOWN"]).exists():
+            raise ConnectionError("the hub went away")
+        yield pa.table({"text": [f"shard {self.index} later row {row}" for row in range(20)]})
+
+def load_dataset(*_, **__):
+    return Table(0)
+
+class HfApi:
+    def dataset_info(self, path, revision):
+        return SimpleNamespace(sha="c0ffee")
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_hub_that_fails_in_the_midst_leaves_the_shards_that_were_read(tmp_path, monkeypatch, count):
+    for name in ("datasets", "huggingface_hub"):
+        (tmp_path / "fake").mkdir(exist_ok=True)
+        (tmp_path / "fake" / f"{name}.py").write_text(FAKE)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "fake")  # workers take it over
+    monkeypatch.setenv("FAKE_HUB_IS_DOWN", str(tmp_path / "down"))
+    (tmp_path / "down").touch()
+    with pytest.raises(
+        Unreachable if count == 1 else OSError, match=r"shard 4 of 6, after row 20: .* went away.* goes on"
+    ):
+        prepare("hf", "owner/name", tmp_path / "out", workers=count)
+    (work,) = tmp_path.glob(".out.preparing-*")
+    finished = sum(done(work / "parts", number) for number in range(6))
+    assert finished >= 3
+    (tmp_path / "down").unlink()
+    reports = []
+    described = prepare("hf", "owner/name", tmp_path / "out", workers=count, report=reports.append)
+    assert reports[0].parts >= finished and described.summary["train"]["documents"] > 200
+    whole = prepare("hf", "owner/name", tmp_path / "whole", workers=3 - count)
+    assert whole.data.manifest == described.data.manifest
 
 
 def test_a_torn_file_is_told_with_the_way_out(parquet):

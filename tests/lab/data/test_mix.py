@@ -1,5 +1,6 @@
 """Mixtures: weights, an order that any host finds at any step, and splits that stay apart."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,19 @@ def test_examples_come_by_weight_from_each(prepared):
     assert len({row.tobytes() for row in tokens}) == len(tokens)
     again = mix({str(prepared / "a"): 0.7, str(prepared / "b"): 0.3}, prepared / "both")
     assert again.data == described.data
+
+
+def test_counts_of_what_was_left_out_add_up_in_an_empty_directory_too(prepared):
+    for name, counted in (("a", {"empty": 2, "trivial body": 3}), ("b", {"empty": 1, "no body": 4})):
+        file = prepared / name / "manifest.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "skipped": counted}))
+    (prepared / "both").mkdir()
+    described = mix({str(prepared / "a"): 7, str(prepared / "b"): 3}, prepared / "both")
+    assert described.summary["skipped"] == {"empty": 3, "trivial body": 3, "no body": 4}
+    (prepared / "mine").mkdir()
+    (prepared / "mine" / "words").touch()
+    with pytest.raises(ValueError, match=r"it is there, and no prepared corpus: choose another --out, or delete it"):
+        mix({str(prepared / "a"): 7, str(prepared / "b"): 3}, prepared / "mine")
 
 
 def test_weights_are_part_of_what_it_is(prepared):

@@ -181,6 +181,19 @@ def test_a_build_that_fails_is_no_corpus(folder, own_cache, monkeypatch, fail):
     assert not list(own_cache.glob(".*"))
 
 
+def test_a_file_that_is_missing_meanwhile_is_an_error(folder, own_cache, monkeypatch):
+    """Not taken for a work directory that another process has removed."""
+
+    def fail(*_):
+        raise FileNotFoundError(2, "No such file or directory", "gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lab.data.index.write", fail)
+        with pytest.raises(FileNotFoundError, match="gone"):
+            describe("text", folder)
+    load(describe("text", folder).data)
+
+
 def test_what_killed_processes_left_is_removed_in_time(folder, own_cache):
     old, young = own_cache / ".preparing-old", own_cache / ".preparing-young"
     for directory in (old, young):
@@ -201,6 +214,19 @@ def test_a_torn_index_is_only_a_shortcut_lost(folder, own_cache):
     for file in (own_cache / "listings").iterdir():
         file.write_text("{")
     assert describe("text", folder) == first
+
+
+@pytest.mark.parametrize("tokenizer", [None, {"scale": 2.0}])
+def test_what_an_earlier_version_counted_otherwise_is_replaced(folder, own_cache, tokenizer):
+    first = describe("text", folder)
+    file = own_cache / first.data.manifest / "bytes" / "manifest.json"
+    stale = json.loads(file.read_text())
+    stale["tokenizer"] = tokenizer and {**stale["tokenizer"], **tokenizer}
+    file.write_text(json.dumps(stale))
+    for shortcut in (own_cache / "listings").iterdir():
+        shortcut.unlink()
+    assert describe("text", folder) == first
+    assert json.loads(file.read_text())["tokenizer"]["scale"] == 1.0 and not list(own_cache.glob(".*"))
 
 
 @pytest.mark.parametrize("file", ["shards/00000.bin", "train.starts.npy", "held_out.lengths.npy"])

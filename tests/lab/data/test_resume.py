@@ -1,7 +1,9 @@
 """One corpus, whoever prepares it and whatever interrupts them: the same bytes."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -102,7 +104,7 @@ def test_killed_and_started_again_it_is_the_same_and_goes_on(source, undisturbed
 def test_interrupted_at_the_end_it_goes_on(source, undisturbed, tmp_path, monkeypatch, at):
     out = tmp_path / "out"
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
@@ -140,6 +142,41 @@ def test_a_worker_that_finds_a_broken_line_leaves_nothing(source, tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_disk_that_is_full_leaves_the_parts_that_are_done(source, tmp_path, count):
+    """A limit on the size of files stands for it: the last part is beyond it."""
+    folder, out = tmp_path / "source", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes((source / "0.jsonl").read_bytes())
+    (folder / "b.jsonl").write_text(json.dumps({"text": "long " * 60_000}) + "\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            prepare("jsonl", folder, out, workers=count)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and not out.exists()
+    (work,) = tmp_path.glob(".out.preparing-*")
+    finished = sum(done(work / "parts", number) for number in range(30))
+    assert finished >= 3
+    reports: list[workers.Progress] = []
+    prepare("jsonl", folder, out, workers=count, report=reports.append)
+    assert reports[0].parts >= finished
+    prepare("jsonl", folder, tmp_path / "whole", workers=1)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "/x/y"), OSError("without a number"), ValueError("broken")]
+)
+def test_errors_of_workers_are_of_their_own_kind(error):
+    again = workers._error(json.loads(json.dumps(workers._told(error))))
+    assert isinstance(again, OSError) == isinstance(error, OSError) and str(again) == str(error)
+    if isinstance(error, OSError):
+        assert isinstance(again, OSError) and (again.errno, again.filename) == (error.errno, error.filename)
+
+
 def test_a_worker_that_dies_is_told_of(source, undisturbed, tmp_path, monkeypatch):
     """Its parts are kept: only what was cut off is made again."""
 
@@ -165,8 +202,55 @@ def test_a_source_that_changed_is_prepared_anew(source, tmp_path):
     assert prepare("jsonl", folder, tmp_path / "out", workers=2).data == first.data
     with (folder / "a.jsonl").open("a") as stream:
         stream.write(json.dumps({"text": "one more"}) + "\n")
-    with pytest.raises(ValueError, match=r"it is there, of another text, .*: choose another --out, or delete it"):
+    with pytest.raises(
+        ValueError,
+        match=r"it is there, of another text, .*; source_bytes \d+ here, \d+ there: choose another --out, or delete",
+    ):
         prepare("jsonl", folder, tmp_path / "out")
     (tmp_path / ".other.preparing-0123456789abcdef").mkdir()  # of the source before it changed
     prepare("jsonl", folder, tmp_path / "other", workers=1)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_files_that_were_only_touched_are_the_same_text(source, tmp_path):
+    folder, out = tmp_path / "source", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes((source / "0.jsonl").read_bytes())
+    first = prepare("jsonl", folder, out, workers=1)
+    before = contents(out)
+    os.utime(folder / "a.jsonl", (1, 1))
+    again = prepare("jsonl", folder, out, workers=1)
+    assert again.data == first.data and not list(tmp_path.glob(".*"))
+    after = contents(out)
+    assert [name for name in before if before[name] != after[name]] == ["manifest.json"]
+    reports: list[workers.Progress] = []
+    prepare("jsonl", folder, out, workers=1, report=reports.append)
+    assert not reports  # it is known now
+    # Other text of the same size is found out.
+    (folder / "a.jsonl").write_bytes((source / "0.jsonl").read_bytes().replace(b"document", b"dokument", 1))
+    with pytest.raises(
+        ValueError, match=r"it is there, .*; jsonl has other contents .*: choose another --out, or delete it"
+    ):
+        prepare("jsonl", folder, out, workers=1)
+    assert contents(out) == after and not list(tmp_path.glob(".*"))
+    for settings, message in (
+        ({"held_out": 0.1}, r"held_out_share 0\.1 here, 0\.05 there"),
+        ({"licence": "MIT"}, r"licence 'MIT' here, None there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare("jsonl", folder, out, workers=1, **settings)
+
+
+def test_an_empty_directory_is_taken_and_others_are_not(source, undisturbed, tmp_path):
+    (tmp_path / "out").mkdir()
+    prepare("jsonl", source, tmp_path / "out", workers=1)
+    assert contents(tmp_path / "out") == undisturbed
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    (tmp_path / "file").write_text("words")
+    for name in ("mine", "file"):
+        with pytest.raises(
+            ValueError, match=r"it is there, and no prepared corpus: choose another --out, or delete it"
+        ):
+            prepare("jsonl", source, tmp_path / name, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "out"]

@@ -38,6 +38,17 @@ def test_json_lines_of_files_and_folders_packed_or_not(tmp_path):
     assert read("jsonl", tmp_path / "a.jsonl")[0] == ("a.jsonl#000000", "one")
 
 
+def test_a_mark_of_byte_order_is_no_text(tmp_path, monkeypatch):
+    content = b"\xef\xbb\xbf" + lines({"text": "one"}, {"text": "two"}).encode()
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(documents, "PART", 20)
+    assert [text for _, text in read("jsonl", tmp_path)] == ["one", "two"] * 2
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: not a JSON object"):
+        (tmp_path / "a.jsonl").write_bytes(lines({"text": "zero"}).encode() + content)
+        read("jsonl", tmp_path / "a.jsonl")
+
+
 def table(path: Path, *, rows: int = 10, groups: int = 3, **columns: list) -> Path:
     columns = columns or {"text": [f"row {i}" for i in range(rows)]}
     pq.write_table(pa.table(columns), path, row_group_size=groups)
@@ -102,6 +113,29 @@ def test_a_file_in_parts_loses_nothing(tmp_path_factory, content, part, look_ahe
     assert [document.number for document in found_documents] == list(range(len(found_documents)))
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            b"\xe9t\xe9",
+            r"book\.txt: byte 7,000 \(from 0\), in line 1,001, is 0xe9, which is not UTF-8 .*: mend it, or write",
+        ),
+        (b"\0", r"book\.txt: byte 7,000 \(from 0\), in line 1,001, is a NUL: mend it"),
+    ],
+)
+def test_a_file_given_by_itself_must_be_text(tmp_path, monkeypatch, bad, message):
+    monkeypatch.setattr(documents, "PART", 3000)
+    monkeypatch.setattr(text_files, "LONGEST_DOCUMENT", 3000)
+    (tmp_path / "book.txt").write_bytes(b"a line\n" * 1000 + bad + b"a line\n" * 1000)
+    with pytest.raises(ValueError, match=message):
+        read("text", tmp_path / "book.txt")
+    # In a folder it is counted, and what is text of it stays.
+    (tmp_path / "other.txt").write_text("a line\n")
+    found = list(listing("text", str(tmp_path)).read())
+    assert sum(document.content is None for document in found) == 1
+    assert sum(len(document.content) for document in found if isinstance(document.content, str)) > 10_000
+
+
 def test_large_files_of_a_folder_are_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "LONGEST_DOCUMENT", 3000)
     (tmp_path / "long.txt").write_text("a line\n" * 1000)
@@ -119,7 +153,7 @@ def test_tokens_as_arrays_and_streams(tmp_path, monkeypatch):
     stream = np.tile(np.array([50256, 1, 2, 3], np.uint16), 5)
     stream.tofile(tmp_path / "raw.bin")
     found = read("tokens:separator=50256", tmp_path / "raw.bin")
-    assert [content.tolist() for _, content in found] == [[50256, 1, 2, 3]] * 5
+    assert [content.tolist() for _, content in found] == [[1, 2, 3]] * 5
     monkeypatch.setattr(documents, "PART", 10)
     assert len(read("tokens:separator=50256", tmp_path / "raw.bin")) == 5
     monkeypatch.setattr("lab.data.token_files.LONGEST", 7)
@@ -132,12 +166,59 @@ def test_tokens_as_arrays_and_streams(tmp_path, monkeypatch):
     assert read("tokens:dtype=int32", tmp_path / "wide.bin")[0][1].tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("part", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        ([9, 1, 2, 9, 3], [[1, 2], [3]]),
+        ([1, 2, 9, 3, 9], [[1, 2], [3]]),
+        ([1, 2, 9, 9, 3], [[1, 2], [], [3]]),
+        ([1, 2, 3, 4, 5, 6, 9, 7], [[1, 2, 3, 4, 5, 6], [7]]),
+        ([1, 2], [[1, 2]]),
+    ],
+)
+def test_separators_are_in_no_document(tmp_path, monkeypatch, part, stream, expected):
+    monkeypatch.setattr(documents, "PART", 2 * part)
+    monkeypatch.setattr("lab.data.token_files.LONGEST", part)
+    np.array(stream, np.uint16).tofile(tmp_path / "raw.bin")
+    assert [content.tolist() for _, content in read("tokens:separator=9", tmp_path / "raw.bin")] == expected
+
+
+def headed(magic: int, count: int, ids: np.ndarray, version: int = 1) -> bytes:
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, count
+    return header.tobytes() + ids.tobytes()
+
+
+def test_headers_say_how_wide_ids_are(tmp_path):
+    file = tmp_path / "llama.bin"
+    file.write_bytes(headed(20240801, 3, np.array([128000, 5, 128001], "<u4"), version=7))
+    for given_dtype in ("", ":dtype=uint32"):
+        assert read(f"tokens{given_dtype}", file)[0][1].tolist() == [128000, 5, 128001]
+    with pytest.raises(
+        ValueError, match=r"llama\.bin: dtype = 'uint16', and its header \(20240801\) says uint32: leave"
+    ):
+        read("tokens:dtype=uint16", file)
+    file.write_bytes(headed(20240326, 3, np.array([1, 2, 3], "<u2"), version=3))
+    with pytest.raises(
+        ValueError, match=r"a header with the unknown magic number 20240326; 20240520, 20240801 are known"
+    ):
+        read("tokens", file)
+    # Ids that begin as a day does are ids.
+    np.array([20240326 & 0xFFFF, 20240326 >> 16, 40, 50, 60, 70], "<u2").tofile(file)
+    assert len(read("tokens", file)[0][1]) == 6
+
+
 def broken_utf8(folder):
     (folder / "a.jsonl").write_bytes(b'{"text": "one"}\n{"text": "\xff"}\n')
 
 
 def broken_json(folder):
     (folder / "a.jsonl").write_text(lines({"text": "one"}, {"text": "two"}) + '{"text": "thr\n')
+
+
+def half_a_character(folder):
+    (folder / "a.jsonl").write_text(lines({"text": "\U0001f642"}) + '{"text": "a \\ud83d lone half"}\n')
 
 
 def no_object(folder):
@@ -205,6 +286,7 @@ def torn_bin(folder):
     [
         (broken_utf8, r"a\.jsonl:2: not UTF-8 .* mend or remove this line"),
         (broken_json, r"a\.jsonl:3: not a JSON object in one line .* mend or remove this line"),
+        (half_a_character, r"a\.jsonl:2: not Unicode text .*surrogates not allowed\): mend or remove this line"),
         (no_object, r"a\.jsonl:1: a JSON list, not an object"),
         (no_column, r"a\.jsonl:1: no column 'text' \(did you mean 'txt'\?\): name the text with --column"),
         (no_text, r"a\.jsonl:2: column 'text' holds int, not text"),

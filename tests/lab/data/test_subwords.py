@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.data import describe, load, subwords, tokenizer_of
+from lab.data.packed import Packed
 from lab.data.prepare import prepare
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -83,6 +86,34 @@ def test_special_tokens_of_a_file_are_text_where_a_text_spells_them(tmp_path):
     ids = tokenizer.encode(text)
     assert tokenizer.text == 301 and 300 not in ids
     assert tokenizer.decode(ids) == text and tokenizer.token_bytes[ids].sum() == len(text)
+    assert tokenizer.token_bytes[300] == 0
+
+
+def test_documents_with_an_end_between_them_have_the_bytes_of_their_text(tmp_path):
+    """As GPT-2's ids are stored: bits per byte count the text alone, and the objective's own end of each document once."""
+    special = tokenizers.Tokenizer.from_str(subwords.train(TEXTS, 300).files["tokenizer.json"].decode())
+    special.add_special_tokens(["<|endoftext|>"])
+    special.save(str(tmp_path / "special.json"))
+    tokenizer = subwords.find(tmp_path / "special.json")
+    ids = [tokenizer.encode(text) for text in TEXTS]
+    np.concatenate([np.append(one, 300) for one in ids]).astype(np.uint16).tofile(tmp_path / "ids.bin")
+    size = sum(len(text.encode()) for text in TEXTS)
+
+    cut = describe("tokens:separator=300", tmp_path / "ids.bin", 0.2, tmp_path / "special.json")
+    assert cut.summary["tokenizer"]["exact"] and cut.summary["skipped"]["empty"] == 0
+    assert sum(cut.summary[split]["bytes"] for split in ("train", "held_out")) == size
+    assert sum(cut.summary[split]["tokens"] for split in ("train", "held_out")) == sum(map(len, ids))
+    corpus = load(cut.data)
+    for split, held in ((corpus.train, "train"), (corpus.held_out, "held_out")):
+        documents = [split.document(number) for number in range(len(split.lengths))]
+        assert all(corpus.tokenizer.decode(one) in TEXTS and 300 not in one for one in documents)
+        spelled = sum(corpus.tokenizer.token_bytes[one].sum() for one in documents)
+        assert spelled == cut.summary[held]["bytes"]
+    packed = Packed(corpus, 1, seed=0)
+    _, targets = packed.held_out(int(corpus.held_out.lengths.sum()) + len(corpus.held_out.lengths))
+    ends = targets == corpus.tokenizer.sep
+    assert ends.sum() == len(corpus.held_out.lengths)
+    assert corpus.tokenizer.token_bytes[targets[~ends]].sum() == cut.summary["held_out"]["bytes"]
 
 
 @pytest.fixture
@@ -110,6 +141,34 @@ def test_a_corpus_keeps_its_tokenizer(folder, tmp_path, bpe):
         assert documents == set(TEXTS)
     # Known by its name on a machine that has prepared with it.
     assert describe("text", folder, 0.2, bpe.name).data == described.data
+
+
+def test_a_second_machine_is_told_what_to_copy(folder, tmp_path, own_cache, bpe, monkeypatch):
+    (tmp_path / "t.json").write_bytes(bpe.files["tokenizer.json"])
+    data = describe("text", folder, 0.2, tmp_path / "t.json").data
+    monkeypatch.setenv("BITTERLAB_CACHE", str(tmp_path / "second"))
+    names = [f"{tmp_path}/second/tokenizers/{bpe.name}", f"{tmp_path}/second/corpora/{data.manifest}/{bpe.name}"]
+    for use, expected in (
+        (load, names),
+        (tokenizer_of, names),
+        (lambda d: describe("text", folder, 0.2, d.tokenizer), names[:1]),
+    ):
+        with pytest.raises(ValueError, match=r"its file is not on this machine: copy ") as caught:
+            use(data)
+        assert all(name in str(caught.value) for name in expected)
+    # Either is enough.
+    for name in names:
+        target = tmp_path / "second" / Path(name).relative_to(tmp_path / "second")
+        shutil.copytree(own_cache / Path(name).relative_to(tmp_path / "second"), target)
+        assert load(data).tokenizer.name == bpe.name
+        shutil.rmtree(tmp_path / "second")
+
+    out = prepare("text", folder, tmp_path / "out", tokenizer=tmp_path / "t.json").data
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        ValueError, match=r"no manifest\.json there: copy this prepared directory .* or put its contents into"
+    ):
+        load(out)
 
 
 def test_a_tokenizer_that_changes_text_is_scaled_to_the_held_out_bytes(folder, tmp_path):
