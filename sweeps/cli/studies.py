@@ -1,5 +1,6 @@
 """Commands that make and run a study: quickstart, plan, run, report."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -7,17 +8,16 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from lab import records
+from lab import hardware, records
 from sweeps.cli.control import count, study_directory
 from sweeps.cli.data import of_source
+from sweeps.cli.tables import show
 from sweeps.files import files_at
 from sweeps.launch import local
 from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
 from sweeps.launch.slurm import Job, submit
-from sweeps.plan import Plan, PlannedRun
 from sweeps.plan import plan as make_plan
 from sweeps.store import Store
 from sweeps.study import load, name_of
@@ -60,10 +60,15 @@ def plan(
     data: str | None = None,
     tokenizer: str = "bytes",
     replace_plan: bool = False,
+    device: str = "cpu",
+    workers: int | None = None,
 ) -> None:
     """Solve a study and show every run before anything is spent; refuse what can not be matched.
 
+    Hours and MiB are of one run on one device. Rates of accelerators are a guess, which the line below the table states.
+
     Example: lab plan chung_ladder
+    Example: lab plan chung_ladder --device h100 --workers 8
     Example: lab plan ./mine.py --out runs/mine
 
     Args:
@@ -73,9 +78,16 @@ def plan(
         data: other text than the study's own, as `lab data prepare` takes it, or a directory that it wrote
         tokenizer: of text that is not prepared
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
+        device: what hours and memory are estimated for: cpu (one core), h100, h200, a100, l40s, v4, v5e, v5p, v6e, or gpu or
+            tpu for one of no known model
+        workers: cores or accelerators that share the runs (default: this machine's cores, or one accelerator)
     """
+    on = hardware.named(device)
+    at_once = workers if workers is not None else os.cpu_count() or 1 if on.kind == "cpu" else 1
+    if at_once < 1:
+        raise ValueError(f"workers = {workers}: use a whole number of at least 1")
     solved = make_plan(load(study, preset, of_source(data, tokenizer)))
-    show(solved, Console())
+    show(solved, Console(), device=on, workers=at_once)
     if out is not None:
         print(f"{out.rstrip('/')}/{records.PLAN}: {Store(out).write_plan(solved.to_json(), replace=replace_plan)}")
 
@@ -237,40 +249,3 @@ def report(study: Name, /, out: Path | None = None) -> None:
     page = analysis.report(store.records(), out)
     Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
     print(f"report: {page}")
-
-
-def show(plan: Plan, console: Console) -> None:
-    """The plan as a table: what each cell costs, how nearly it matches, and what it is trained with."""
-    table = Table("arm", "budget", "rung", "D x L", "body", "steps", "tokens", "epochs", "rate", "residual", "s", "seeds",
-                  box=None, pad_edge=False, title=plan.study.question, title_justify="left")  # fmt: skip
-    cells: dict[tuple[object, ...], list[PlannedRun]] = {}
-    for row in plan.runs:
-        cells.setdefault((row.arm, row.budget, row.rung, row.run.optimizer), []).append(row)
-    for row, *others in cells.values():
-        shape, planned = row.run.shape, row.planned
-        depth = f"{shape.L_input}+{shape.L}" if row.run.structure.stacks == "separate" else str(shape.L)
-        table.add_row(
-            row.arm, f"{row.budget:.3g}", str(row.rung), f"{shape.D} x {depth}", f"{planned['6nd'] / 6 / planned['tokens']:,.0f}",
-            f"{planned['steps']:,}", f"{planned['tokens']:.3g}", f"{row.epochs:.3f}",
-            f"{row.run.optimizer.learning_rate:.3g}", f"{row.residual:+.2%}", f"{row.seconds_estimated:.0f}",
-            str(1 + len(others)),
-        )  # fmt: skip
-    console.print(table)
-    unique = plan.unique.values()
-    worst = max(abs(row.residual) for row in plan.runs)
-    match = plan.study.match
-    console.print(
-        f"{len(unique)} runs, {plan.programs()} shapes, {sum(r.planned['exact'] for r in unique):.4g} exact FLOPs; matched on "
-        f"{match.quantity} ({match.convention}) within {worst:.2%} of {match.tolerance:.0%}; about "
-        f"{plan.seconds(2) / 60:.1f} min on 2 CPU cores"
-    )
-    needed, settings, most = plan.memory()
-    console.print(
-        f"up to {max(map(len, plan.groups))} runs of one shape, which an accelerator trains side by side; the largest program, "
-        f"{most.arm} D={most.run.shape.D}, takes about {needed.total / 2**20:,.0f} MiB"
-        + (f" in {settings.microbatches} microbatches" if settings.microbatches > 1 else "")
-        + (" with remat" if settings.remat else ""),
-        soft_wrap=True,
-    )
-    for said in plan.warnings:
-        console.print(f"note: {said}", soft_wrap=True)
