@@ -1,15 +1,19 @@
 """Plan -> records: trains every run of a plan on the machine at hand, and goes on where it was stopped."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from lab.data import load
+from sweeps.changes import changes
 from sweeps.launch import local, ray_pool, slurm
 from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
 from sweeps.launch.slurm import Job
 from sweeps.plan import Plan
 from sweeps.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -21,6 +25,7 @@ def run(
     settings: Settings | None = None,
     replace_plan: bool = False,
     on_poll: Callable[[Store], None] | None = None,
+    on_change: Callable[[list[str]], None] | None = None,
 ) -> Path:
     """Trains what is left of the plan under `out` (default runs/<study>) and returns that directory; where `out` is in an
     object store, such as gs://bucket/study, one of this machine with the same records.
@@ -28,9 +33,10 @@ def run(
     on: a Ray cluster, or jobs of a Slurm cluster, which are submitted and not waited for (default: this machine). workers:
     processes that share the cores (default one a core), or GPUs to use (default all); on Ray, workers over the whole cluster
     (default as many as fit); on Slurm, jobs (default one). Runs that raised are recorded as failed and do not stop the
-    others; `Store.retry` lets them be tried again.
+    others; `Store.retry` lets them be tried again. on_change: told, a line at a time, what the plan changes in one that is
+    there (default: a warning).
     """
-    store = prepared(plan, out, replace_plan=replace_plan)
+    store = prepared(plan, out, replace_plan=replace_plan, on_change=on_change)
     if not store.left():
         return store.records()
     if isinstance(on, Job):
@@ -44,11 +50,25 @@ def run(
     return store.records()
 
 
-def prepared(plan: Plan, out: str | Path | None = None, *, replace_plan: bool = False) -> Store:
-    """The study's directory with the plan in it; raises ValueError where the plan's text is not here as planned."""
+def prepared(
+    plan: Plan,
+    out: str | Path | None = None,
+    *,
+    replace_plan: bool = False,
+    on_change: Callable[[list[str]], None] | None = None,
+) -> Store:
+    """The study's directory with the plan in it; raises ValueError where the plan's text is not here as planned. on_change: as
+    in `run`."""
     store = Store(out if out is not None else Path("runs") / plan.study.name)
+    if changed := changes(store, plan):
+        (on_change or _warn)(changed)
     store.write_plan(plan.to_json(), replace=replace_plan)
     if store.left():
         for data in {row.run.data for row in plan.runs}:
             load(data)  # refused here, once, rather than by every worker
     return store
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        log.warning("%s", line)

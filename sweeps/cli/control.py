@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import records
+from sweeps.changes import outside
 from sweeps.files import files_at, is_remote
 from sweeps.store import Status, Store
 
@@ -50,6 +51,10 @@ def status(study: Name, /, watch: bool = False, all: bool = False) -> None:
         if s.state == "damaged":
             console.print(f"[bold red]{s.run_id}[/]: {s.reason}", soft_wrap=True)
     print(count(statuses))
+    if strange := outside(store):
+        print(
+            f"{len(strange)} runs outside the plan, such as {strange[0]}: an earlier plan had them; they are kept and not read"
+        )
 
 
 def count(statuses: list[Status]) -> str:

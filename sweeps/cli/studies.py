@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from lab import hardware, records
+from sweeps.changes import changes
 from sweeps.cli.control import count, study_directory
 from sweeps.cli.data import of_source
 from sweeps.cli.tables import show
@@ -89,7 +90,10 @@ def plan(
     solved = make_plan(load(study, preset, of_source(data, tokenizer)))
     show(solved, Console(), device=on, workers=at_once)
     if out is not None:
-        print(f"{out.rstrip('/')}/{records.PLAN}: {Store(out).write_plan(solved.to_json(), replace=replace_plan)}")
+        store = Store(out)
+        for line in changes(store, solved):
+            print(line)
+        print(f"{out.rstrip('/')}/{records.PLAN}: {store.write_plan(solved.to_json(), replace=replace_plan)}")
 
 
 def run(
@@ -198,9 +202,16 @@ def run(
     )
     for said in solved.warnings:
         console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
+
+    def changed(lines: list[str]) -> None:
+        console.print("\n".join(["[yellow]note:[/] " + lines[0], *lines[1:]]), soft_wrap=True)
+
     if on == "slurm":
         ids = submit(
-            prepared(solved, directory, replace_plan=replace_plan).root, workers or 1, job=slurm, settings=settings
+            prepared(solved, directory, replace_plan=replace_plan, on_change=changed).root,
+            workers or 1,
+            job=slurm,
+            settings=settings,
         )
         console.print(f"jobs {', '.join(ids)}; `lab status {directory} --watch` follows them", soft_wrap=True)
         return
@@ -214,6 +225,7 @@ def run(
             settings=settings,
             replace_plan=replace_plan,
             on_poll=display,
+            on_change=changed,
         )
     statuses = Store(directory).status()
     console.print(f"{count(statuses)} in {time.monotonic() - began:.0f} s; {directory}")
