@@ -104,14 +104,18 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Every whole line of metrics.jsonl (a torn last line, from a killed writer, is left out)."""
+    """Every line of metrics.jsonl up to the first that is torn, is no UTF-8 or is no object with a step, as a killed writer
+    or a broken disk leave them."""
     path = Path(run_dir) / METRICS
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):  # of which JSON's and UTF-8's errors are kinds
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), (int, float)):
+            break
+        lines.append(line)
     return lines
