@@ -5,13 +5,16 @@
                                metrics.jsonl   one line per logged block of steps
                                result.json     how it ended: `outcome` is deterministic, `measured` is not
                                checkpoints/    Orbax
+                               history/        who held the run and which result counts (sweeps.history; not by `lab train`)
 
 Every file is written whole or not at all (a temporary name, then a rename). JSON has no infinities and no NaN: a loss
 that does not exist is null.
 """
 
+import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +22,8 @@ from typing import Any
 
 SCHEMA = 1
 PLAN, RUN, METRICS, RESULT = "plan.json", "run.json", "metrics.jsonl", "result.json"
-ATTEMPTS = "attempts"
+ATTEMPTS, HISTORY = "attempts", "history"
+PLACE = re.compile(rf"{ATTEMPTS}/\d{{4,}}-[0-9a-f]{{8}}")  # of an attempt, in its run's directory
 
 
 def run_directory(study: Path, run_id: str) -> Path:
@@ -82,6 +86,43 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     """result.json of one run, or None where the run has not ended."""
     path = Path(run_dir) / RESULT
     return read_json(path) if path.exists() else None
+
+
+def last_event(run_dir: Path) -> dict[str, Any] | None:
+    """What happened to a run last, as its history says (sweeps.history); None where it has none, as after `lab train`."""
+    found = [(int(path.stem), path) for path in (Path(run_dir) / HISTORY).glob("*.json") if path.stem.isdigit()]
+    return read_json(max(found)[1]) if found else None
+
+
+def read_published(run_dir: Path) -> dict[str, Any] | None:
+    """As read_result, where the run has a history only the very bytes that it says were published; without their copy in
+    `run_dir`, the attempt's own. Raises ValueError, naming the file, for a result that was changed or lost since."""
+    event, path = last_event(run_dir), Path(run_dir) / RESULT
+    if event is None:
+        return read_result(run_dir)
+    if event.get("kind") != "ended" or event.get("status") == "failed":
+        if path.exists():
+            raise ValueError(
+                f"{path}: the run's history says of no attempt that it published this; move the file away, and `lab run` "
+                "trains what is left"
+            )
+        return None
+    attempt, digest = str(event.get("attempt")), event.get("sha256")
+    if not PLACE.fullmatch(attempt):
+        raise ValueError(f"{Path(run_dir) / HISTORY}: its last event names no attempt ({attempt!r}); {_anew(run_dir)}")
+    own = Path(run_dir) / attempt / RESULT
+    found = {where: where.read_bytes() for where in (path, own) if where.exists()}
+    whole = [where for where, text in found.items() if hashlib.sha256(text).hexdigest() == digest]
+    if path in found and path not in whole:
+        way_out = f"copy {own} over it, which is whole" if whole else _anew(run_dir)
+        raise ValueError(f"{path}: not what the run published, it was changed or torn since; {way_out}")
+    if not whole:
+        raise ValueError(f"{path}: gone, or not what the run published, and so is {own}; {_anew(run_dir)}")
+    return parse_json(found[whole[0]], whole[0])
+
+
+def _anew(run_dir: Path) -> str:
+    return f"restore it, or delete {run_dir} to train the run again"
 
 
 class MetricsWriter:

@@ -1,6 +1,7 @@
 """Commands on a study that runs, or has run: status, logs, retry, cancel, gc, export. Each works from any machine that sees the
 study's directory."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -179,6 +180,8 @@ def _checkpoints(sizes: dict[str, int], *, last: bool) -> dict[str, int]:
 def export(study: Name, /, out: Path | None = None) -> None:
     """Write one row for every run to one parquet (or .csv) file: what was planned, what was spent, how it ended.
 
+    Columns state, reason and attempts are as `lab status` has them; a result that is damaged has no numbers, and the reason.
+
     Example: lab export runs/quickstart --out quickstart.parquet
 
     Args:
@@ -188,9 +191,14 @@ def export(study: Name, /, out: Path | None = None) -> None:
     from analysis import frame
 
     store = Store(study_directory(study))
-    store.status()  # copies what a publisher that died left to copy
-    place = store.records()
-    table = frame.load(place)
+    statuses = {s.run_id: s for s in store.status()}  # which also copies what a publisher that died left to copy
+    place = records_here(store)
+    table = frame.load(place, damaged="keep")
+    of_row = [statuses[run_id] for run_id in table["run_id"]]
+    broken = table["status"] == "damaged"
+    table["state"] = ["damaged" if bad else s.state for s, bad in zip(of_row, broken, strict=True)]
+    table["reason"] = [said or s.reason for s, said in zip(of_row, table["reason"], strict=True)]
+    table["attempts"] = [s.attempts for s in of_row]
     path = out or place / "runs.parquet"
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"out = {path}: end it in .parquet or .csv")
@@ -198,6 +206,8 @@ def export(study: Name, /, out: Path | None = None) -> None:
         table.to_csv(path, index=False)
     else:
         table.to_parquet(path, index=False)
+    for run_id, reason in table.loc[broken, ["run_id", "reason"]].drop_duplicates().itertuples(index=False):
+        print(f"damaged, and exported without numbers: {run_id}: {reason}")
     print(f"{len(table)} rows: {path}")
 
 
@@ -227,7 +237,21 @@ def study_directory(study: str) -> Path | str:
 def records_of(study: str) -> Path | None:
     """A directory of this machine with that study's plan and results; None where no study is there."""
     found = _study(study)
-    return None if found is None else Store(found).records()
+    return None if found is None else records_here(Store(found))
+
+
+def records_here(store: Store) -> Path:
+    """Store.records, with what of each run's history says which result counts where the study is in an object store."""
+    place = store.records()
+    if store.mirror is None:
+        return place
+    for run_id in store.files.names("runs"):
+        history = store.history(run_id)
+        here = records.run_directory(place, run_id) / records.HISTORY
+        shutil.rmtree(here, ignore_errors=True)  # a run may have been deleted there, and begun anew
+        if numbers := history.numbers():
+            records.write_bytes(here / f"{numbers[-1]:04d}.json", store.files.read(history.name(numbers[-1])))
+    return place
 
 
 def _study(study: str) -> Path | str | None:

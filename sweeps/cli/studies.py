@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lab import hardware, records
 from sweeps.changes import changes
-from sweeps.cli.control import count, study_directory
+from sweeps.cli.control import count, records_here, study_directory
 from sweeps.cli.data import of_source
 from sweeps.cli.tables import show
 from sweeps.files import files_at
@@ -258,6 +258,6 @@ def report(study: Name, /, out: Path | None = None) -> None:
 
     store = Store(study_directory(study))
     store.status()  # copies what a publisher that died left to copy
-    page = analysis.report(store.records(), out)
+    page = analysis.report(records_here(store), out)
     Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
     print(f"report: {page}")

@@ -118,9 +118,31 @@ def test_export(study, capsys, tmp_path):
     assert "4 rows" in lab(capsys, "export", directory)
     table = pd.read_parquet(directory / "runs.parquet").set_index("run_id")
     assert dict(table["status"]) == {
-        ids["stopped"]: "done", ids["failing"]: "failed", ids["cancelled"]: "missing", ids["done"]: "done"
+        ids["stopped"]: "done", ids["failing"]: "failed", ids["cancelled"]: "cancelled", ids["done"]: "done"
     }  # fmt: skip
+    assert dict(table["state"]) == dict(table["status"])
+    assert table.loc[ids["failing"], "reason"] == "error" and table.loc[ids["done"], "reason"] == ""
+    assert table.loc[ids["stopped"], "attempts"] == 2 and table.loc[ids["done"], "attempts"] == 1
     assert table.loc[ids["done"], "loss"] == records.read_result(directory / "runs" / ids["done"])["outcome"]["loss"]
     lab(capsys, "export", directory, "--out", tmp_path / "runs.csv")
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 4
     assert "end it in .parquet or .csv" in refused(capsys, "export", directory, "--out", tmp_path / "runs.txt")
+
+
+def test_a_damaged_result_is_exported_as_that_and_refused_by_a_report(study, capsys):
+    directory, ids = study
+    path = directory / "runs" / ids["done"] / "result.json"
+    whole = path.read_text()
+    loss = records.read_result(path.parent)["outcome"]["loss"]
+    path.write_text(whole.replace(str(loss), str(loss / 2)))
+    out = lab(capsys, "export", directory)
+    assert "4 rows" in out and f"damaged, and exported without numbers: {ids['done']}" in out and str(path) in out
+    table = pd.read_parquet(directory / "runs.parquet").set_index("run_id")
+    assert table.loc[ids["done"], "state"] == table.loc[ids["done"], "status"] == "damaged"
+    assert "not what the run published" in table.loc[ids["done"], "reason"] and pd.isna(table.loc[ids["done"], "loss"])
+    assert table.loc[ids["stopped"], "state"] == "done" and table.loc[ids["stopped"], "loss"] > 0
+    said = refused(capsys, "report", directory)
+    assert "not what the run published" in said and "copy" in said and "which is whole" in said
+    (own,) = (directory / "runs" / ids["done"] / "attempts").glob("*/result.json")
+    shutil.copy(own, path)
+    assert "damaged, and" not in lab(capsys, "export", directory)
