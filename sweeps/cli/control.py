@@ -20,10 +20,12 @@ Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 STATES = ("done", "running", "waiting", "diverged", "failed", "cancelled", "damaged")
 SHOWN = 200  # runs in a table, of those that have something to say
 POLL_SECONDS = 2.0
+WIDTH = 200  # of the table where there is no terminal
 
 
 def status(study: Name, /, watch: bool = False, all: bool = False) -> None:
-    """Show which runs of a study are done, running, waiting, failed or cancelled.
+    """Show which runs of a study are done, running, waiting, failed, cancelled or damaged; of those that run also the loss, the
+    speed, what is left and when they last gave a sign.
 
     Example: lab status runs/quickstart
     Example: lab status runs/quickstart --watch (until all of it has ended)
@@ -39,12 +41,15 @@ def status(study: Name, /, watch: bool = False, all: bool = False) -> None:
     statuses = store.status()
     shown = statuses if all else sorted(statuses, key=lambda s: s.state in ("waiting", "done"))[:SHOWN]
     kept = {s.run_id for s in shown}
-    table = Table("run", "state", "steps", "loss", "spent", "by", box=None, pad_edge=False)
+    running = any(s.state == "running" for s in shown)
+    more = ("tokens/s", "left", "last sign") if running else ()
+    console = console if console.is_terminal else Console(width=max(console.width, WIDTH))  # nothing is cut in a file
+    table = Table("run", "state", "steps", "loss", "spent", *more, "by", box=None, pad_edge=False)
     for s in statuses:
         if s.run_id in kept:
             table.add_row(s.run_id, f"{s.state} ({s.reason})" if s.state == "failed" else s.state,
                           "" if s.step is None else f"{s.step:,}", "" if s.loss is None else f"{s.loss:.4f}",
-                          f"{s.share:.0%}", s.held_by)  # fmt: skip
+                          f"{s.share:.0%}", *(_sign(store, s) if running else ()), s.held_by)  # fmt: skip
     console.print(table)
     if len(kept) < len(statuses):
         print(f"... and {len(statuses) - len(kept)} more (--all)")
@@ -56,6 +61,24 @@ def status(study: Name, /, watch: bool = False, all: bool = False) -> None:
         print(
             f"{len(strange)} runs outside the plan, such as {strange[0]}: an earlier plan had them; they are kept and not read"
         )
+
+
+def _sign(store: Store, s: Status) -> tuple[str, str, str]:
+    """Speed, what is left, and the last sign of life, of a run that runs."""
+    from sweeps.cli.progress import duration
+    from sweeps.cli.signs import sign_of
+
+    if s.state != "running":
+        return "", "", ""
+    try:
+        sign = sign_of(store, s.run_id)
+    except (ValueError, FileNotFoundError):  # deleted just now, or damaged, which the next look says
+        return "", "", ""
+    return (
+        "" if sign.speed is None else f"{sign.speed:,.0f}",
+        "" if sign.left is None else duration(sign.left),
+        "none yet" if sign.ago is None else f"{duration(sign.ago)} ago",
+    )
 
 
 def count(statuses: list[Status]) -> str:
