@@ -1,7 +1,9 @@
 """Plan -> records: trains every run of a plan on the machine at hand, and goes on where it was stopped."""
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lab.data import load
@@ -11,6 +13,7 @@ from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
 from sweeps.launch.slurm import Job
 from sweeps.plan import Plan
+from sweeps.signs import lost_flops
 from sweeps.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,13 +44,31 @@ def run(
         return store.records()
     if isinstance(on, Job):
         slurm.submit(store.root, workers or 1, job=on, settings=settings)
-    elif on is not None:
+        return store.records()
+    if settings is not None and (settings := within(store, settings)) is None:
+        return store.records()
+    if on is not None:
         ray_pool.start(store.root, on, workers=workers, settings=settings, on_poll=on_poll)
     else:
         whole = settings and (settings.mesh or settings.hosts)
         _, places = local.slots(workers, whole=bool(whole), needs=plan.needs)
         local.start(store.root, places[: len(plan.unique)], settings=settings, on_poll=on_poll)
     return store.records()
+
+
+def within(store: Store, settings: Settings) -> Settings | None:
+    """The settings, their FLOPs less what failed and cancelled runs have spent until now, which workers do not count; None
+    where nothing may be begun any more, since FLOPs or time are over. Of several hosts all have to start: their first decides."""
+    if settings.until is not None and time.time() >= settings.until and not settings.hosts:
+        log.warning("the study's time is over: nothing more is begun")
+        return None
+    if settings.most_flops is None or not (lost := lost_flops(store)):
+        return settings
+    log.warning("of %.3g FLOPs, failed and cancelled runs have spent %.3g", settings.most_flops, lost)
+    if lost + store.spent() >= settings.most_flops and not settings.hosts:
+        log.warning("the study has spent its %.3g FLOPs: nothing more is begun", settings.most_flops)
+        return None
+    return replace(settings, most_flops=max(settings.most_flops - lost, 1.0))
 
 
 def prepared(

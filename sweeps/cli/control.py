@@ -66,7 +66,7 @@ def status(study: Name, /, watch: bool = False, all: bool = False) -> None:
 def _sign(store: Store, s: Status) -> tuple[str, str, str]:
     """Speed, what is left, and the last sign of life, of a run that runs."""
     from sweeps.cli.progress import duration
-    from sweeps.cli.signs import sign_of
+    from sweeps.signs import sign_of
 
     if s.state != "running":
         return "", "", ""

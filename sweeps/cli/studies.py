@@ -1,8 +1,10 @@
 """Commands that make and run a study: quickstart, plan, run, report."""
 
+import math
 import os
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -112,6 +114,7 @@ def run(
     hosts: str | None = None,
     flops: float | None = None,
     hours: float | None = None,
+    until: str | None = None,
     checkpoint: float = 60.0,
     lease: float = 60.0,
     hang: float = 1800.0,
@@ -142,8 +145,10 @@ def run(
             and all of them for runs that one can not hold)
         hosts: for runs larger than a machine, with this command on each host: the first one's address and port, how many, and
             which this is (from 0), such as 10.0.0.1:9876,2,0; 'auto' on Slurm, TPU pods and others that JAX knows
-        flops: begin no further run once the study has spent so many exact FLOPs
-        hours: stop after so many, with all that runs saved
+        flops: begin no further run once the study has spent so many exact FLOPs; what failed and cancelled runs had spent when
+            the command was started counts, as far as their metrics say
+        hours: stop after so many, with all that runs saved; on Slurm counted from now, whatever waits in the queue
+        until: stop at this moment instead: such as 2026-12-01T08:00 (here; or with +00:00 or Z), or seconds since 1970
         checkpoint: seconds between two checkpoints of a run
         lease: seconds of silence after which another worker takes a run over
         hang: seconds without a step after which a run has failed
@@ -157,8 +162,6 @@ def run(
     from sweeps.execute import prepared
     from sweeps.execute import run as execute
 
-    if hours is not None and not hours > 0:
-        raise ValueError(f"hours = {hours}: use a number above 0")
     settings = Settings(
         pack=pack,
         mesh=mesh,
@@ -167,7 +170,7 @@ def run(
         hang=hang,
         checkpoint=checkpoint,
         most_flops=flops,
-        until=None if hours is None else time.time() + 3600 * hours,
+        until=end_of(hours, until),
         track=track,
     )
     if mesh is not None:
@@ -243,6 +246,26 @@ def run(
         sys.exit(1)
     if any(s.state in ("waiting", "running") for s in statuses):
         console.print("the study's budget is spent; the same command with a larger one goes on")
+
+
+def end_of(hours: float | None, until: str | None) -> float | None:
+    """The moment at which all stops, in seconds since 1970; None where neither says one."""
+    if hours is not None and until is not None:
+        raise ValueError(f"hours = {hours} and until = {until!r}: give one of them")
+    if hours is not None and not hours > 0:
+        raise ValueError(f"hours = {hours}: use a number above 0")
+    if until is None:
+        return None if hours is None else time.time() + 3600 * hours
+    try:
+        moment = float(until)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(until).timestamp()
+        except ValueError:
+            moment = math.nan
+    if not 0 < moment < math.inf:
+        raise ValueError(f"until = {until!r}: use a moment such as 2026-12-01T08:00, or seconds since 1970")
+    return moment
 
 
 def report(study: Name, /, out: Path | None = None) -> None:

@@ -14,8 +14,8 @@ from lab import records
 from sweeps import Study, arm, corpus
 from sweeps.cli.control import status
 from sweeps.cli.progress import Display
-from sweeps.cli.signs import sign_of
 from sweeps.ladder import ladder
+from sweeps.signs import sign_of
 from sweeps.store import Status, Store
 
 

@@ -1,4 +1,4 @@
-"""How a run in progress is doing, from what it wrote last: its speed, what is left of it, and when it gave a sign of life."""
+"""How a run is doing, or how far it came, from what it wrote last: its speed, what is left of it, when it gave a sign of life."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from lab import records
 from sweeps.claim import HEARTBEAT
 from sweeps.files import Directory, Files
 from sweeps.store import Store
@@ -32,13 +33,26 @@ def sign_of(store: Store, run_id: str, now: float | None = None) -> Sign:
     place, row = f"runs/{run_id}/{last.directory}", store.runs[run_id]
     beat = _modified(store.files, f"{place}/{HEARTBEAT}")
     ago = None if beat is None else max(0.0, (time.time() if now is None else now) - beat)
-    lines = _lines(store.files, f"{place}/metrics.jsonl")
+    lines = _lines(store.files, f"{place}/{records.METRICS}")
     if len(lines) < 2 or not lines[-1]["seconds"] > lines[0]["seconds"] or not lines[-1]["step"] > lines[0]["step"]:
         return Sign(ago=ago)
     first, newest, steps = lines[0], lines[-1], row["planned"]["steps"]
     pace = (newest["step"] - first["step"]) / (newest["seconds"] - first["seconds"])
     left = max(0, steps - newest["step"]) / pace
     return Sign(speed=pace * row["planned"]["tokens"] / steps, left=left, ago=ago)
+
+
+def lost_flops(store: Store) -> float:
+    """Exact FLOPs that runs which failed or were cancelled have spent, as far as their attempts' metrics say."""
+    given_up = [s.run_id for s in store.status() if s.state in ("failed", "cancelled")]
+    return sum(_furthest(store, run_id) * store.runs[run_id]["planned"]["exact"] for run_id in given_up)
+
+
+def _furthest(store: Store, run_id: str) -> float:
+    """The share of its budget that any attempt at a run came to: each goes on from the one before."""
+    place = f"runs/{run_id}/{records.ATTEMPTS}"
+    names = [f"{place}/{attempt}/{records.METRICS}" for attempt in store.files.names(place)]
+    return max((line.get("share", 0.0) for name in names for line in _lines(store.files, name)[-1:]), default=0.0)
 
 
 def _lines(files: Files, name: str) -> list[dict[str, Any]]:
