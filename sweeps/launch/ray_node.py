@@ -11,10 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import records
+from lab.secrets import is_secret
 from sweeps.files import is_remote
 from sweeps.launch.local import CPU_ENVIRONMENT
 
-PASSED = ("BITTERLAB_", "JAX_", "XLA_")  # variables of this process that workers on other nodes get too
+# Variables of this process that workers on other nodes get too: those that begin so, and these; no keys, which each node has
+# for itself, since Ray writes a task's environment down.
+PASSED = ("BITTERLAB_", "JAX_", "XLA_")
+TRACKED = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR")
 LEAVE_SECONDS = 60.0  # that a worker has to save
 # Becomes the worker, to which the kernel sends SIGTERM (it saves) when the process that Ray gave the task to dies.
 TIED = """
@@ -55,7 +59,11 @@ class Cluster:
 
     def environment(self, code: Path | None = None) -> dict[str, str]:
         """Of a worker, on top of its node's. NPROC: XLA makes as many threads as it says, instead of one for each core."""
-        passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+        passed = {
+            name: value
+            for name, value in os.environ.items()
+            if (name.startswith(PASSED) or name in TRACKED) and not is_secret(name)
+        }
         if self.kind == "cpu":
             passed |= CPU_ENVIRONMENT
         else:
