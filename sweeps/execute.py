@@ -39,6 +39,8 @@ def run(
     others; `Store.retry` lets them be tried again. on_change: told, a line at a time, what the plan changes in one that is
     there (default: a warning).
     """
+    if isinstance(on, Cluster) and settings is not None:
+        on.check(mesh=settings.mesh, hosts=settings.hosts)
     store = prepared(plan, out, replace_plan=replace_plan, on_change=on_change)
     if not store.left():
         return store.records()

@@ -177,6 +177,8 @@ def run(
         Mesh.read(mesh)
     if hosts is not None:
         read_hosts(hosts)
+    if on == "ray":
+        ray.check(mesh=mesh, hosts=hosts)
     console = Console(stderr=True)
     written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
