@@ -113,6 +113,8 @@ def logs(study: Name, run: Annotated[str | None, tyro.conf.Positional] = None, /
     store, failure = Store(study_directory(study)), None
     if run is None:
         texts = {str(path): path.read_bytes() for path in sorted((store.local / "logs").glob("*"))}
+        if not texts:
+            print(_where_logs_lie(store))
     else:
         (run_id,) = matching(store, (run,), one=True)
         texts = store.logs(run_id)
@@ -121,6 +123,17 @@ def logs(study: Name, run: Annotated[str | None, tyro.conf.Positional] = None, /
         print("\n".join([f"== {path}", *text.decode(errors="replace").splitlines()[-lines:]]))
     if failure:
         print(f"== failed ({failure['reason']}) after {failure['attempts']} attempts\n{failure['error']}")
+
+
+def _where_logs_lie(store: Store) -> str:
+    """Said where no worker has logged on this machine."""
+    place = "in that directory of each machine that works at it" if store.mirror else "there, once one does"
+    slurm = store.local / "slurm"
+    of_jobs = f", and what Slurm's jobs print in {slurm}" if slurm.exists() else ""
+    return (
+        f"no worker has logged in {store.local / 'logs'}: workers' logs lie {place}{of_jobs}. Each run's own lie with its "
+        f"attempts: `lab logs {store.root} RUN` prints them from any machine"
+    )
 
 
 def retry(study: Name, runs: Names = (), /) -> None:
@@ -152,13 +165,14 @@ def cancel(study: Name, runs: Names, /) -> None:
 
 
 def gc(study: Name, /, last: bool = False, dry: bool = False) -> None:
-    """Delete the checkpoints of runs that have ended; results, metrics and logs stay.
+    """Delete the checkpoints of runs that have ended; results, metrics and logs stay. Of a done run the last one stays, to
+    sample from, and of a cancelled one the newest, from which it goes on if `lab retry` takes it back.
 
     Example: lab gc runs/quickstart --dry
 
     Args:
         study: a study's directory, or the name of a study under runs/
-        last: the last one too, after which `lab sample` has nothing to sample from
+        last: these too, after which `lab sample` has nothing to sample from, and a cancelled run would begin anew
         dry: only say what would go
     """
     store = Store(study_directory(study))
@@ -167,7 +181,9 @@ def gc(study: Name, /, last: bool = False, dry: bool = False) -> None:
         if s.state not in ("done", "diverged", "cancelled"):
             continue
         sizes = store.files.sizes(f"runs/{s.run_id}/{records.ATTEMPTS}")
-        doomed = {place: size for place, size in _checkpoints(sizes, last=last or s.state != "done").items() if size}
+        doomed = {
+            place: size for place, size in _checkpoints(sizes, last=last or s.state == "diverged").items() if size
+        }
         freed += sum(doomed.values())
         runs += bool(doomed)
         for place in doomed if not dry else ():
@@ -176,8 +192,8 @@ def gc(study: Name, /, last: bool = False, dry: bool = False) -> None:
 
 
 def _checkpoints(sizes: dict[str, int], *, last: bool) -> dict[str, int]:
-    """Directories of checkpoints of a run that has ended, and their bytes: of all attempts but the last one's last, or of
-    all. `sizes`: of the files of its attempts."""
+    """Directories of checkpoints of a run that has ended, and their bytes: all but the newest that is whole (has checksums),
+    of whichever attempt, or all. `sizes`: of the files of its attempts."""
     from lab.checkpoint import CHECKSUMS, DAMAGED, DIRECTORY
 
     found: dict[tuple[int, str, str, int], str] = {}
@@ -192,10 +208,15 @@ def _checkpoints(sizes: dict[str, int], *, last: bool) -> dict[str, int]:
         found[records.attempt_number(attempt), attempt, kind, int(step) if step.isdigit() else -1] = doomed
         total[doomed] = total.get(doomed, 0) + size
     if not last and found:
-        newest = max(found)[:2]
-        steps = [key for key in found if key[:3] == (*newest, DIRECTORY)]
-        kept = {max(steps)} if steps else set()
-        kept |= {key for key in found if key[:3] == (*newest, CHECKSUMS)}
+        whole = [
+            (step, number, attempt)
+            for number, attempt, kind, step in found
+            if kind == DIRECTORY and (number, attempt, CHECKSUMS, step) in found
+        ]
+        kept = set()
+        if whole:
+            step, *newest = max(whole)
+            kept = {(*newest, DIRECTORY, step)} | {key for key in found if key[:3] == (*newest, CHECKSUMS)}
         total = {doomed: total[doomed] for key, doomed in found.items() if key not in kept}
     return total
 

@@ -1,5 +1,6 @@
 """Commands on a study that ran: what they print, what they delete, what they refuse."""
 
+import contextlib
 import shutil
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 
 import sweeps
 from lab import records
+from lab.preemption import Superseded
 from lab.program import program_key
 from lab.spec import from_json
 from lab.train import restore_parameters, train_together
@@ -111,6 +113,47 @@ def test_gc_keeps_what_can_be_sampled_unless_it_is_told(study, capsys):
     with pytest.raises(ValueError, match="no checkpoint here"):
         restore_parameters(run, store.directory(ids["stopped"]))
     assert "2 done" in lab(capsys, "status", directory)
+
+
+@pytest.fixture
+def half(study):
+    """The study's failing run, tried again and cancelled half-way; a later attempt has begun a checkpoint and not ended it."""
+    directory, ids = study
+    store = Store(directory)
+    store.retry([ids["failing"]])
+    with store.claim(ids["failing"]) as claim:
+        with contextlib.suppress(Superseded):
+            saved = claim.run_dir / "checksums"
+            train_together([store.begin(claim)], [claim.run_dir], checkpoint_seconds=0,
+                           superseded=lambda: any(saved.glob("*.json")))  # fmt: skip
+        store.cancel([ids["failing"]])
+    later = store.directory(ids["failing"]) / "attempts" / "0009-0123abcd" / "checkpoints" / "7"
+    later.mkdir(parents=True)
+    (later / "part").write_bytes(b"x" * 100)
+    return directory, ids["failing"], claim.run_dir, later
+
+
+def test_gc_keeps_what_a_cancelled_run_would_go_on_from(half, capsys):
+    directory, run_id, run_dir, later = half
+    steps = sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit())
+    lab(capsys, "gc", directory)
+    left = [int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()]
+    assert left == steps[-1:] and (run_dir / "checksums" / f"{steps[-1]}.json").exists() and not later.exists()
+    assert "1 runs wait again" in lab(capsys, "retry", directory, run_id)
+    with Store(directory).claim(run_id) as claim:
+        assert claim.event.content["from_step"] == steps[-1]
+        Store(directory).cancel([run_id])
+    lab(capsys, "gc", directory, "--last")
+    assert not list((run_dir / "checkpoints").glob("*"))
+
+
+def test_logs_where_no_worker_of_this_machine_has_logged(study, capsys):
+    directory = study[0]
+    out = lab(capsys, "logs", directory)
+    assert f"no worker has logged in {directory / 'logs'}" in out and f"lab logs {directory} RUN" in out
+    (directory / "logs").mkdir()
+    (directory / "logs" / "worker-here-0.log").write_text("at work")
+    assert "at work" in lab(capsys, "logs", directory) and "no worker" not in lab(capsys, "logs", directory)
 
 
 def test_export(study, capsys, tmp_path):
