@@ -89,9 +89,14 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def last_event(run_dir: Path) -> dict[str, Any] | None:
-    """What happened to a run last, as its history says (sweeps.history); None where it has none, as after `lab train`."""
-    found = [(int(path.stem), path) for path in (Path(run_dir) / HISTORY).glob("*.json") if path.stem.isdigit()]
-    return read_json(max(found)[1]) if found else None
+    """What happened to a run last, as its history says (sweeps.history); None where it has none, as after `lab train`. Raises
+    ValueError where an event before it is missing: what followed can not be trusted."""
+    place = Path(run_dir) / HISTORY
+    found = {int(path.stem): path for path in place.glob("*.json") if path.stem.isdecimal()}
+    missing = next((number for number in range(1, max(found, default=0)) if number not in found), None)
+    if missing is not None:
+        raise ValueError(f"{place}/{missing:04d}.json: is missing, while a later one is there; {_anew(run_dir)}")
+    return read_json(found[max(found)]) if found else None
 
 
 def read_published(run_dir: Path) -> dict[str, Any] | None:

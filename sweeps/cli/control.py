@@ -13,6 +13,7 @@ from rich.table import Table
 from lab import records
 from sweeps.changes import outside
 from sweeps.files import files_at, is_remote
+from sweeps.history import EVENT
 from sweeps.store import Status, Store
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -290,11 +291,11 @@ def records_here(store: Store) -> Path:
     if store.mirror is None:
         return place
     for run_id in store.files.names("runs"):
-        history = store.history(run_id)
-        here = records.run_directory(place, run_id) / records.HISTORY
+        there, here = f"runs/{run_id}/{records.HISTORY}", records.run_directory(place, run_id) / records.HISTORY
         shutil.rmtree(here, ignore_errors=True)  # a run may have been deleted there, and begun anew
-        if numbers := history.numbers():
-            records.write_bytes(here / f"{numbers[-1]:04d}.json", store.files.read(history.name(numbers[-1])))
+        for name in store.files.names(there):
+            if EVENT.fullmatch(name):
+                records.write_bytes(here / name, store.files.read(f"{there}/{name}"))
     return place
 
 

@@ -157,6 +157,13 @@ def test_a_result_that_no_history_published(tmp_path, victim, changes, said):
     assert load(tmp_path, damaged="keep").loc[4, "status"] == "damaged"
 
 
+def test_a_history_with_a_gap_is_not_trusted(tmp_path, victim):
+    published(victim)
+    (victim / "history" / "0001.json").unlink()
+    with pytest.raises(ValueError, match=rf"0001.json: is missing, while a later one is there; .* delete {victim}"):
+        load(tmp_path)
+
+
 def test_runs_that_were_cancelled_are_not_missing(tmp_path, victim):
     (victim / "result.json").unlink()
     records.write_json(victim / "history" / "0001.json", {"schema": 1, "kind": "cancelled"})
