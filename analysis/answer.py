@@ -292,6 +292,7 @@ def _caveats(
     for status, means in (
         ("missing", "have not ended; run the study again to finish them"),
         ("failed", "failed; failed.json in their directories says why"),
+        ("cancelled", "were cancelled, and are in no fit; `lab retry STUDY RUN` takes one back"),
         ("diverged", "diverged and are in no fit: an arm that diverges looks better here than it is"),
     ):
         ids = runs.loc[runs["status"] == status, "run_id"].tolist()

@@ -5,7 +5,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -18,16 +18,17 @@ FAILED = "failed.json"
 TOLERANCE = 1e-9
 
 
-def load(path: str | Path) -> pd.DataFrame:
+def load(path: str | Path, *, damaged: Literal["refuse", "keep"] = "refuse") -> pd.DataFrame:
     """Reads plan.json and every result.json of the study in directory `path`.
 
-    `status` is done, diverged, failed or missing. Losses are nats per target token on held-out text and are NaN unless
-    the run is done. `flops_*`, `tokens_seen` and `steps` are what was spent, and NaN where there is no result;
-    `planned_*` is always there. `D` and `L` are the model's width and depth, `S` and `T` its input and target
-    length, `measure` and `corpus` what the loss is of, `examples` the training examples seen. Arms that share a run (A/A)
-    each have a row with the same run_id.
-    `attrs["study"]` is the plan's study. Raises ValueError, naming the file, for records that are torn, disagree
-    with the plan, or are of another schema.
+    `status` is done, diverged, failed, cancelled or missing; with damaged="keep" also damaged, and `reason` says why. A result
+    counts only as it was published: its SHA-256 stands in the run's history, where it has one (`lab train` writes none).
+    Losses are nats per target token on held-out text and are NaN unless the run is done. `flops_*`, `tokens_seen` and `steps`
+    are what was spent, and NaN where there is no result; `planned_*` is always there. `D` and `L` are the model's width and
+    depth, `S` and `T` its input and target length, `measure` and `corpus` what the loss is of, `examples` the training
+    examples seen. Arms that share a run (A/A) each have a row with the same run_id.
+    `attrs["study"]` is the plan's study. Raises ValueError, naming the file and the way out, for records that are torn, were
+    changed, disagree with the plan, or are of another schema.
     """
     study = Path(path)
     plan = plan_file.read(study)
@@ -48,17 +49,28 @@ def load(path: str | Path) -> pd.DataFrame:
         if row["arm"] not in arms:
             raise ValueError(f"{where}: run {run_id}: arm = {row['arm']!r}: use one of {', '.join(arms)}")
         if run_id not in results:
-            results[run_id] = _read(records.run_directory(study, run_id), run_id)
-        table.append(_row(where, row, results[run_id]))
+            results[run_id] = _read(records.run_directory(study, run_id), run_id, damaged)
+        table.append(_row(where, row, results[run_id], damaged))
     frame = pd.DataFrame(table)
     frame.attrs["study"] = plan["study"]
     return frame
 
 
-def _read(run_dir: Path, run_id: str) -> dict[str, Any]:
-    result = records.read_result(run_dir)
+def _read(run_dir: Path, run_id: str, damaged: str) -> dict[str, Any]:
+    try:
+        return _result(run_dir, run_id)
+    except ValueError as error:
+        if damaged == "refuse":
+            raise
+        return {"status": "damaged", "reason": str(error)}
+
+
+def _result(run_dir: Path, run_id: str) -> dict[str, Any]:
+    result = records.read_published(run_dir)
     if result is None:
-        return {"status": "failed" if (run_dir / FAILED).exists() else "missing"}
+        last = records.last_event(run_dir) or {}
+        failed = (run_dir / FAILED).exists() or last.get("kind") == "ended"
+        return {"status": "failed" if failed else "cancelled" if last.get("kind") == "cancelled" else "missing"}
     where = run_dir / records.RESULT
     if result.get("run_id") != run_id:
         raise ValueError(f"{where}: run_id = {result.get('run_id')!r}, expected {run_id!r}; delete it to run again")
@@ -69,11 +81,20 @@ def _read(run_dir: Path, run_id: str) -> dict[str, Any]:
     return result
 
 
-def _row(where: Path, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+def _row(where: Path, row: dict[str, Any], result: dict[str, Any], damaged: str) -> dict[str, Any]:
     try:
         run = spec.from_json(row["run"])
     except ValueError as error:
         raise ValueError(f"{where}: run {row['run_id']}: {error}") from error
+    try:
+        return _columns(where, row, run, result)
+    except (ValueError, KeyError, TypeError) as error:
+        if damaged == "refuse":
+            raise
+        return _columns(where, row, run, {"status": "damaged", "reason": str(error)})
+
+
+def _columns(where: Path, row: dict[str, Any], run: spec.Run, result: dict[str, Any]) -> dict[str, Any]:
     outcome, parameters = result.get("outcome", {}), result.get("parameters", {})
     measured, spent = result.get("measured", {}), result.get("outcome", {}).get("spent", {})
     done = result["status"] == "done"
@@ -89,6 +110,7 @@ def _row(where: Path, row: dict[str, Any], result: dict[str, Any]) -> dict[str, 
         "rung": int(row["rung"]),
         "replicate": int(row["replicate"]),
         "status": result["status"],
+        "reason": result.get("reason", ""),
         "loss": outcome["loss"] if done else number,
         "bits_per_byte": outcome["bits_per_byte"] if done else number,
         "loss_standard_error": outcome["loss_standard_error"] if done else number,

@@ -9,10 +9,11 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab import cost, memory
+from lab.checks import nearest
 from lab.execution import Execution
 from lab.forms import forms
 from lab.spec import Run
@@ -50,6 +51,60 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
+# Of its peak that a large model reaches on an accelerator of this table. A guess: no GPU and no TPU was measured.
+UTILISATION = 0.35
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What a plan is made for, before it is there. peak: FLOP/s of one (None: a processor's core, which was measured, or an
+    accelerator of no known model). memory: bytes of one, where known."""
+
+    name: str
+    kind: str
+    peak: float | None = None
+    memory: int | None = None
+
+    @property
+    def assumed(self) -> str:
+        """Where its rate comes from, in words."""
+        if self.kind == "cpu":
+            return "rates measured on one core of a shared x86-64 virtual machine"
+        if self.peak is None:
+            return f"a guess of at most {RATES[self.kind][1]:.3g} FLOP/s, not measured"
+        return (
+            f"a guess: at most {UTILISATION:.0%} of {self.peak / 1e12:g} TFLOP/s, less for small models; not measured"
+        )
+
+
+def _device(name: str, kind: str, key: str, gigabytes: float) -> Device:
+    return Device(name=name, kind=kind, peak=PEAKS[key], memory=int(gigabytes * 1e9))
+
+
+# Memory from the makers' data sheets; of the A100's two sizes the larger.
+DEVICES = {
+    device.name: device
+    for device in (
+        Device(name="cpu", kind="cpu"),
+        Device(name="gpu", kind="gpu"),
+        Device(name="tpu", kind="tpu"),
+        _device("h200", "gpu", "H200", 141),
+        _device("h100", "gpu", "H100", 80),
+        _device("a100", "gpu", "A100", 80),
+        _device("l40s", "gpu", "L40S", 48),
+        _device("v4", "tpu", "TPU v4", 32),
+        _device("v5e", "tpu", "TPU v5 lite", 16),
+        _device("v5p", "tpu", "TPU v5", 95),
+        _device("v6e", "tpu", "TPU v6 lite", 32),
+    )
+}
+
+
+def named(name: str) -> Device:
+    """The device of that name; raises ValueError for one that is not in the table."""
+    if (found := DEVICES.get(name.lower())) is None:
+        raise ValueError(f"device = {name!r}: {nearest(name.lower(), list(DEVICES))}")
+    return found
 
 
 def peak_flops() -> float | None:
@@ -61,9 +116,11 @@ def peak_flops() -> float | None:
     return peak * jax.device_count() if peak else None
 
 
-def step_seconds(run: Run, V: int, kind: str = "cpu") -> float:
-    """Estimated seconds of one training step on one core or accelerator of this kind."""
+def step_seconds(run: Run, V: int, kind: str = "cpu", *, peak: float | None = None) -> float:
+    """Estimated seconds of one training step on one core or accelerator of this kind, of so many FLOP/s at its peak where
+    that is known."""
     low, high, half, overhead = RATES[kind]
+    high = UTILISATION * peak if peak else high
     rate = low + (high - low) * run.shape.D / (run.shape.D + half)
     return cost.train_step(run, V)["dense"] / rate + overhead
 
@@ -119,10 +176,10 @@ def pack_size(run: Run, V: int, kind: str = "cpu", *, limit: int | None = None) 
     return max(fitting, default=1)
 
 
-def estimate_seconds(run: Run, V: int, kind: str = "cpu") -> float:
-    """Estimated seconds of the whole run on one core or accelerator, without compilation."""
+def estimate_seconds(run: Run, V: int, kind: str = "cpu", *, peak: float | None = None) -> float:
+    """Estimated seconds of the whole run on one core or accelerator (as step_seconds), without compilation."""
     held_out = run.evaluation.examples * run.evaluation.times / (3 * run.batch)
-    return (cost.steps(run, V) + held_out) * step_seconds(run, V, kind) + STARTUP_SECONDS[kind]
+    return (cost.steps(run, V) + held_out) * step_seconds(run, V, kind, peak=peak) + STARTUP_SECONDS[kind]
 
 
 def device() -> str:

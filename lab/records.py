@@ -5,13 +5,16 @@
                                metrics.jsonl   one line per logged block of steps
                                result.json     how it ended: `outcome` is deterministic, `measured` is not
                                checkpoints/    Orbax
+                               history/        who held the run and which result counts (sweeps.history; not by `lab train`)
 
 Every file is written whole or not at all (a temporary name, then a rename). JSON has no infinities and no NaN: a loss
 that does not exist is null.
 """
 
+import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +22,8 @@ from typing import Any
 
 SCHEMA = 1
 PLAN, RUN, METRICS, RESULT = "plan.json", "run.json", "metrics.jsonl", "result.json"
-ATTEMPTS = "attempts"
+ATTEMPTS, HISTORY = "attempts", "history"
+PLACE = re.compile(rf"{ATTEMPTS}/\d{{4,}}-[0-9a-f]{{8}}")  # of an attempt, in its run's directory
 
 
 def run_directory(study: Path, run_id: str) -> Path:
@@ -84,6 +88,48 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
+def last_event(run_dir: Path) -> dict[str, Any] | None:
+    """What happened to a run last, as its history says (sweeps.history); None where it has none, as after `lab train`. Raises
+    ValueError where an event before it is missing: what followed can not be trusted."""
+    place = Path(run_dir) / HISTORY
+    found = {int(path.stem): path for path in place.glob("*.json") if path.stem.isdecimal()}
+    missing = next((number for number in range(1, max(found, default=0)) if number not in found), None)
+    if missing is not None:
+        raise ValueError(f"{place}/{missing:04d}.json: is missing, while a later one is there; {_anew(run_dir)}")
+    return read_json(found[max(found)]) if found else None
+
+
+def read_published(run_dir: Path) -> dict[str, Any] | None:
+    """As read_result, where the run has a history only the very bytes that it says were published; without their copy in
+    `run_dir`, the attempt's own. Raises ValueError, naming the file, for a result that was changed or lost since."""
+    event, path = last_event(run_dir), Path(run_dir) / RESULT
+    if event is None:
+        return read_result(run_dir)
+    if event.get("kind") != "ended" or event.get("status") == "failed":
+        if path.exists():
+            raise ValueError(
+                f"{path}: the run's history says of no attempt that it published this; move the file away, and `lab run` "
+                "trains what is left"
+            )
+        return None
+    attempt, digest = str(event.get("attempt")), event.get("sha256")
+    if not PLACE.fullmatch(attempt):
+        raise ValueError(f"{Path(run_dir) / HISTORY}: its last event names no attempt ({attempt!r}); {_anew(run_dir)}")
+    own = Path(run_dir) / attempt / RESULT
+    found = {where: where.read_bytes() for where in (path, own) if where.exists()}
+    whole = [where for where, text in found.items() if hashlib.sha256(text).hexdigest() == digest]
+    if path in found and path not in whole:
+        way_out = f"copy {own} over it, which is whole" if whole else _anew(run_dir)
+        raise ValueError(f"{path}: not what the run published, it was changed or torn since; {way_out}")
+    if not whole:
+        raise ValueError(f"{path}: gone, or not what the run published, and so is {own}; {_anew(run_dir)}")
+    return parse_json(found[whole[0]], whole[0])
+
+
+def _anew(run_dir: Path) -> str:
+    return f"restore it, or delete {run_dir} to train the run again"
+
+
 class MetricsWriter:
     """metrics.jsonl, which begins with the lines `kept` (of a run that goes on: those up to its checkpoint)."""
 
@@ -104,14 +150,18 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Every whole line of metrics.jsonl (a torn last line, from a killed writer, is left out)."""
+    """Every line of metrics.jsonl up to the first that is torn, is no UTF-8 or is no object with a step, as a killed writer
+    or a broken disk leave them."""
     path = Path(run_dir) / METRICS
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):  # of which JSON's and UTF-8's errors are kinds
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), (int, float)):
+            break
+        lines.append(line)
     return lines

@@ -1,15 +1,22 @@
 """Plan -> records: trains every run of a plan on the machine at hand, and goes on where it was stopped."""
 
+import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lab.data import load
+from sweeps.changes import changes
 from sweeps.launch import local, ray_pool, slurm
 from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
 from sweeps.launch.slurm import Job
 from sweeps.plan import Plan
+from sweeps.signs import lost_flops
 from sweeps.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -21,6 +28,7 @@ def run(
     settings: Settings | None = None,
     replace_plan: bool = False,
     on_poll: Callable[[Store], None] | None = None,
+    on_change: Callable[[list[str]], None] | None = None,
 ) -> Path:
     """Trains what is left of the plan under `out` (default runs/<study>) and returns that directory; where `out` is in an
     object store, such as gs://bucket/study, one of this machine with the same records.
@@ -28,14 +36,20 @@ def run(
     on: a Ray cluster, or jobs of a Slurm cluster, which are submitted and not waited for (default: this machine). workers:
     processes that share the cores (default one a core), or GPUs to use (default all); on Ray, workers over the whole cluster
     (default as many as fit); on Slurm, jobs (default one). Runs that raised are recorded as failed and do not stop the
-    others; `Store.retry` lets them be tried again.
+    others; `Store.retry` lets them be tried again. on_change: told, a line at a time, what the plan changes in one that is
+    there (default: a warning).
     """
-    store = prepared(plan, out, replace_plan=replace_plan)
+    if isinstance(on, Cluster) and settings is not None:
+        on.check(mesh=settings.mesh, hosts=settings.hosts)
+    store = prepared(plan, out, replace_plan=replace_plan, on_change=on_change)
     if not store.left():
         return store.records()
     if isinstance(on, Job):
         slurm.submit(store.root, workers or 1, job=on, settings=settings)
-    elif on is not None:
+        return store.records()
+    if settings is not None and (settings := within(store, settings)) is None:
+        return store.records()
+    if on is not None:
         ray_pool.start(store.root, on, workers=workers, settings=settings, on_poll=on_poll)
     else:
         whole = settings and (settings.mesh or settings.hosts)
@@ -44,11 +58,40 @@ def run(
     return store.records()
 
 
-def prepared(plan: Plan, out: str | Path | None = None, *, replace_plan: bool = False) -> Store:
-    """The study's directory with the plan in it; raises ValueError where the plan's text is not here as planned."""
+def within(store: Store, settings: Settings) -> Settings | None:
+    """The settings, their FLOPs less what failed and cancelled runs have spent until now, which workers do not count; None
+    where nothing may be begun any more, since FLOPs or time are over. Of several hosts all have to start: their first decides."""
+    if settings.until is not None and time.time() >= settings.until and not settings.hosts:
+        log.warning("the study's time is over: nothing more is begun")
+        return None
+    if settings.most_flops is None or not (lost := lost_flops(store)):
+        return settings
+    log.warning("of %.3g FLOPs, failed and cancelled runs have spent %.3g", settings.most_flops, lost)
+    if lost + store.spent() >= settings.most_flops and not settings.hosts:
+        log.warning("the study has spent its %.3g FLOPs: nothing more is begun", settings.most_flops)
+        return None
+    return replace(settings, most_flops=max(settings.most_flops - lost, 1.0))
+
+
+def prepared(
+    plan: Plan,
+    out: str | Path | None = None,
+    *,
+    replace_plan: bool = False,
+    on_change: Callable[[list[str]], None] | None = None,
+) -> Store:
+    """The study's directory with the plan in it; raises ValueError where the plan's text is not here as planned. on_change: as
+    in `run`."""
     store = Store(out if out is not None else Path("runs") / plan.study.name)
+    if changed := changes(store, plan):
+        (on_change or _warn)(changed)
     store.write_plan(plan.to_json(), replace=replace_plan)
     if store.left():
         for data in {row.run.data for row in plan.runs}:
             load(data)  # refused here, once, rather than by every worker
     return store
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        log.warning("%s", line)

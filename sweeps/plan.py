@@ -78,13 +78,15 @@ class Plan:
         """Bytes of the largest run, with settings that suit a device of so many."""
         return self.memory(kind, limit=limit)[0].total
 
-    def seconds(self, workers: int, kind: str = "cpu") -> float:
-        """Estimated seconds for all runs on `workers` cores or accelerators, compilation included."""
+    def seconds(self, workers: int, kind: str = "cpu", *, peak: float | None = None) -> float:
+        """Estimated seconds for all runs on `workers` cores or accelerators (peak: FLOP/s of one, where known), compilation
+        included."""
         compiling = self.programs() * hardware.COMPILE_SECONDS[kind]
         cells = Counter((row.arm, row.budget, row.rung) for row in self.unique.values())
         first = {(row.arm, row.budget, row.rung): row.run for row in self.unique.values()}
         training = sum(
-            count * hardware.estimate_seconds(first[cell], first[cell].V, kind) for cell, count in cells.items()
+            count * hardware.estimate_seconds(first[cell], first[cell].V, kind, peak=peak)
+            for cell, count in cells.items()
         )
         return (training + compiling) / workers
 

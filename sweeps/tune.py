@@ -45,7 +45,7 @@ def cells(study: Path) -> dict[tuple[str, int, float], list[tuple[float, float]]
     """(arm, D, body FLOPs per token) -> [(learning rate, held-out loss)] of a study's runs; diverged ones are left out."""
     found: dict[tuple[str, int, float], list[tuple[float, float]]] = {}
     for row in plan_file.read(study)["runs"]:
-        result = records.read_result(records.run_directory(study, row["run_id"]))
+        result = records.read_published(records.run_directory(study, row["run_id"]))
         if result is None:
             raise ValueError(f"{study}: {row['run_id']} has not ended; `lab run` goes on")
         run = spec.from_json(row["run"])

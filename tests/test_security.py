@@ -3,17 +3,21 @@
 import ast
 import hashlib
 import json
+import logging
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lab import records
-from lab.secrets import redacted
+from lab.secrets import Formatter, is_secret, redacted
 from lab.spec import to_json
 from runs import make_run
-from sweeps.cli.main import main
+from sweeps.cli.main import COMMANDS, main
+from sweeps.launch.ray_node import Cluster
 from sweeps.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -98,3 +102,78 @@ def test_keys_are_not_written(monkeypatch):
         "with [WANDB_API_KEY] and [AWS_SECRET_ACCESS_KEY] in vim"
     )
     assert os.environ["WANDB_API_KEY"] == "0123456789abcdef"
+
+
+SECRETS = ("GITHUB_PAT", "PAT", "DB_PASS", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_CREDENTIALS", "MYSQL_PWD", "HF_TOKEN",
+           "SSH_PASSPHRASE", "gitlab_pat", "DB_PASS_2", "API_KEYS")  # fmt: skip
+OTHERS = ("PATH", "PYTHONPATH", "PWD", "OLDPWD", "TOKENIZERS_PARALLELISM", "COMPASS_HEADING", "SSH_ASKPASS", "PATTERN",
+          "WANDB_MODE")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_names_of_secrets(monkeypatch, name):
+    monkeypatch.setenv(name, "s3cr3t-value")
+    assert is_secret(name) and redacted("has s3cr3t-value in it") == f"has [{name}] in it"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_names_of_other_things(name):
+    assert not is_secret(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgres://me:hunter2@db:5432/x failed", "postgres://me:[password]@db:5432/x failed"),
+        ("('http://proxy:p@ss:w0rd@10.0.0.1:80')", "('http://proxy:[password]@10.0.0.1:80')"),
+        ("redis://:hunter2@cache", "redis://:[password]@cache"),
+        ("two: a://b:c@d and e+f://g:h@i", "two: a://b:[password]@d and e+f://g:[password]@i"),
+        ("https://host:8080/a@b, gs://bucket/x:y@z, me@host", "https://host:8080/a@b, gs://bucket/x:y@z, me@host"),
+    ],
+)
+def test_passwords_in_addresses(text, shown):
+    assert redacted(text) == shown
+    record = logging.LogRecord("x", logging.ERROR, "", 0, text, None, None)
+    assert Formatter("%(message)s").format(record) == shown
+
+
+@pytest.mark.parametrize("debug", [(), ("--debug",)])
+@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
+def test_errors_of_the_command_have_no_keys(monkeypatch, capsys, error, debug):
+    """Neither those that users make nor those of the lab's own, with or without a traceback."""
+    monkeypatch.setenv("GITHUB_PAT", "0123456789abcdef")
+
+    def fails() -> None:
+        key = os.environ["GITHUB_PAT"]
+        raise error(f"the server at https://me:hunter2@host/ does not take {key}")
+
+    monkeypatch.setitem(COMMANDS, "status", fails)
+    with pytest.raises(SystemExit) as left:
+        main(["status", *debug])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and "[GITHUB_PAT]" in said and "me:[password]@host" in said
+    assert "0123456789abcdef" not in said and "hunter2" not in said
+    assert ("Traceback" in said) == (bool(debug) or error is RuntimeError)
+
+
+def test_a_traceback_has_no_keys_in_a_process_of_its_own():
+    environment = {**os.environ, "HF_TOKEN": "nowhere-at-all.json"}
+    command = [sys.executable, "-m", "sweeps.cli.main", "describe", "nowhere-at-all.json", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "Traceback" in done.stderr and "[HF_TOKEN]" in done.stderr
+    assert "nowhere-at-all" not in done.stdout + done.stderr
+
+
+def test_what_ray_nodes_are_told(monkeypatch):
+    told = {
+        "WANDB_MODE": "offline",
+        "WANDB_PROJECT": "p",
+        "WANDB_DIR": "/w",
+        "BITTERLAB_CACHE": "/c",
+        "XLA_FLAGS": "-x",
+    }
+    kept = {"WANDB_API_KEY": "0123456789", "BITTERLAB_TOKEN": "0123456789", "AWS_SECRET_ACCESS_KEY": "x", "HOME": "/h"}
+    for name, value in {**told, **kept}.items():
+        monkeypatch.setenv(name, value)
+    found = Cluster().environment()
+    assert {name: found.get(name) for name in told} == told and not set(kept) & set(found)

@@ -61,7 +61,7 @@ class Parts:
             return [tuple(json.loads(line)) for line in stream]
 
     def skipped(self) -> dict[str, int]:
-        counted = Counter(dict.fromkeys(SKIPPED, 0))
+        counted: Counter[str] = Counter(dict.fromkeys(SKIPPED, 0))
         for note in self.notes:
             counted.update(note["skipped"])
         return dict(counted)

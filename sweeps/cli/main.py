@@ -2,12 +2,15 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
+from lab import secrets
 from lab.preemption import Preempted
 from sweeps.cli import arms, control, data, fits, futures, runs, serving, studies
 
@@ -48,11 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"] or ["--help"]
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
-    )
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    handler.setFormatter(secrets.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         if arguments[0] == "data":
             tyro.extras.subcommand_cli_from_dict(
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lab", description=DESCRIPTION, args=arguments)
     except (ValueError, OSError) as error:
         if debug:
-            raise
+            _fall(error)
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
         sys.exit(2)
     except Preempted:
@@ -71,10 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
         sys.exit(130)
+    except Exception as error:  # the lab's own mistake
+        _fall(error)
 
 
 def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+    return secrets.redacted(str(error)).replace("[", r"\[")
+
+
+def _fall(error: Exception) -> NoReturn:
+    """Leaves with the traceback, as Python does, but without keys; with status 2, since 1 says that some runs failed."""
+    sys.stderr.write(secrets.redacted("".join(traceback.format_exception(error))))
+    sys.exit(2)
 
 
 if __name__ == "__main__":

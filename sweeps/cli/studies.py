@@ -1,23 +1,27 @@
 """Commands that make and run a study: quickstart, plan, run, report."""
 
+import math
+import os
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from lab import records
-from sweeps.cli.control import count, study_directory
+from lab import hardware, records
+from sweeps.changes import changes
+from sweeps.cli.control import count, records_here, study_directory
 from sweeps.cli.data import check_source, of_source
+from sweeps.cli.tables import show
 from sweeps.files import files_at
 from sweeps.launch import local
 from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
 from sweeps.launch.slurm import Job, submit
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import Plan
 from sweeps.plan import plan as make_plan
 from sweeps.store import Store
 from sweeps.study import load, name_of
@@ -62,10 +66,15 @@ def plan(
     data: str | None = None,
     tokenizer: str | None = None,
     replace_plan: bool = False,
+    device: str = "cpu",
+    workers: int | None = None,
 ) -> None:
     """Solve a study and show every run before anything is spent; refuse what can not be matched.
 
+    Hours and MiB are of one run on one device. Rates of accelerators are a guess, which the line below the table states.
+
     Example: lab plan chung_ladder
+    Example: lab plan chung_ladder --device h100 --workers 8
     Example: lab plan ./mine.py --out runs/mine
 
     Args:
@@ -75,11 +84,21 @@ def plan(
         data: other text than the study's own, as `lab data prepare` takes it, or a directory that it wrote
         tokenizer: of text that is not prepared (default: bytes)
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
+        device: what hours and memory are estimated for: cpu (one core), h100, h200, a100, l40s, v4, v5e, v5p, v6e, or gpu or
+            tpu for one of no known model
+        workers: cores or accelerators that share the runs (default: this machine's cores, or one accelerator)
     """
+    on = hardware.named(device)
+    at_once = workers if workers is not None else os.cpu_count() or 1 if on.kind == "cpu" else 1
+    if at_once < 1:
+        raise ValueError(f"workers = {workers}: use a whole number of at least 1")
     solved = make_plan(load(study, preset, of_source(data, tokenizer)))
-    show(solved, Console())
+    show(solved, Console(), device=on, workers=at_once)
     if out is not None:
-        print(f"{out.rstrip('/')}/{records.PLAN}: {Store(out).write_plan(solved.to_json(), replace=replace_plan)}")
+        store = Store(out)
+        for line in changes(store, solved):
+            print(line)
+        print(f"{out.rstrip('/')}/{records.PLAN}: {store.write_plan(solved.to_json(), replace=replace_plan)}")
 
 
 def run(
@@ -98,6 +117,7 @@ def run(
     hosts: str | None = None,
     flops: float | None = None,
     hours: float | None = None,
+    until: str | None = None,
     checkpoint: float = 60.0,
     lease: float = 60.0,
     hang: float = 1800.0,
@@ -129,8 +149,10 @@ def run(
             and all of them for runs that one can not hold)
         hosts: for runs larger than a machine, with this command on each host: the first one's address and port, how many, and
             which this is (from 0), such as 10.0.0.1:9876,2,0; 'auto' on Slurm, TPU pods and others that JAX knows
-        flops: begin no further run once the study has spent so many exact FLOPs
-        hours: stop after so many, with all that runs saved
+        flops: begin no further run once the study has spent so many exact FLOPs; what failed and cancelled runs had spent when
+            the command was started counts, as far as their metrics say
+        hours: stop after so many, with all that runs saved; on Slurm counted from now, whatever waits in the queue
+        until: stop at this moment instead: such as 2026-12-01T08:00 (here; or with +00:00 or Z), or seconds since 1970
         checkpoint: seconds between two checkpoints of a run
         lease: seconds of silence after which another worker takes a run over
         hang: seconds without a step after which a run has failed
@@ -141,8 +163,6 @@ def run(
     from lab.mesh import Mesh, read_hosts
     from sweeps import propose
 
-    if hours is not None and not hours > 0:
-        raise ValueError(f"hours = {hours}: use a number above 0")
     settings = Settings(
         pack=pack,
         mesh=mesh,
@@ -151,13 +171,15 @@ def run(
         hang=hang,
         checkpoint=checkpoint,
         most_flops=flops,
-        until=None if hours is None else time.time() + 3600 * hours,
+        until=end_of(hours, until),
         track=track,
     )
     if mesh is not None:
         Mesh.read(mesh)
     if hosts is not None:
         read_hosts(hosts)
+    if on == "ray":
+        ray.check(mesh=mesh, hosts=hosts)
     written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
         Console(stderr=True).print(f"planning {study}; the first time, the corpus is read and tokenized")
@@ -216,9 +238,16 @@ def _train(
     )
     for said in solved.warnings:
         console.print(f"[yellow]note:[/] {said}", soft_wrap=True)
+
+    def changed(lines: list[str]) -> None:
+        console.print("\n".join(["[yellow]note:[/] " + lines[0], *lines[1:]]), soft_wrap=True)
+
     if on == "slurm":
         ids = submit(
-            prepared(solved, directory, replace_plan=replace_plan).root, workers or 1, job=slurm, settings=settings
+            prepared(solved, directory, replace_plan=replace_plan, on_change=changed).root,
+            workers or 1,
+            job=slurm,
+            settings=settings,
         )
         console.print(f"jobs {', '.join(ids)}; `lab status {directory} --watch` follows them", soft_wrap=True)
         return
@@ -232,6 +261,7 @@ def _train(
             settings=settings,
             replace_plan=replace_plan,
             on_poll=display,
+            on_change=changed,
         )
     statuses = Store(directory).status()
     console.print(f"{count(statuses)} in {time.monotonic() - began:.0f} s; {directory}")
@@ -251,6 +281,26 @@ def _train(
         console.print("the study's budget is spent; the same command with a larger one goes on")
 
 
+def end_of(hours: float | None, until: str | None) -> float | None:
+    """The moment at which all stops, in seconds since 1970; None where neither says one."""
+    if hours is not None and until is not None:
+        raise ValueError(f"hours = {hours} and until = {until!r}: give one of them")
+    if hours is not None and not hours > 0:
+        raise ValueError(f"hours = {hours}: use a number above 0")
+    if until is None:
+        return None if hours is None else time.time() + 3600 * hours
+    try:
+        moment = float(until)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(until).timestamp()
+        except ValueError:
+            moment = math.nan
+    if not 0 < moment < math.inf:
+        raise ValueError(f"until = {until!r}: use a moment such as 2026-12-01T08:00, or seconds since 1970")
+    return moment
+
+
 def report(study: Name, /, out: Path | None = None) -> None:
     """Fit a study's runs, print the verdict and write the report as one web page.
 
@@ -264,43 +314,6 @@ def report(study: Name, /, out: Path | None = None) -> None:
 
     store = Store(study_directory(study))
     store.status()  # copies what a publisher that died left to copy
-    page = analysis.report(store.records(), out)
+    page = analysis.report(records_here(store), out)
     Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
     print(f"report: {page}")
-
-
-def show(plan: Plan, console: Console) -> None:
-    """The plan as a table: what each cell costs, how nearly it matches, and what it is trained with."""
-    table = Table("arm", "budget", "rung", "D x L", "body", "steps", "tokens", "epochs", "rate", "residual", "s", "seeds",
-                  box=None, pad_edge=False, title=plan.study.question, title_justify="left")  # fmt: skip
-    cells: dict[tuple[object, ...], list[PlannedRun]] = {}
-    for row in plan.runs:
-        cells.setdefault((row.arm, row.budget, row.rung, row.run.optimizer), []).append(row)
-    for row, *others in cells.values():
-        shape, planned = row.run.shape, row.planned
-        depth = f"{shape.L_input}+{shape.L}" if row.run.structure.stacks == "separate" else str(shape.L)
-        table.add_row(
-            row.arm, f"{row.budget:.3g}", str(row.rung), f"{shape.D} x {depth}", f"{planned['6nd'] / 6 / planned['tokens']:,.0f}",
-            f"{planned['steps']:,}", f"{planned['tokens']:.3g}", f"{row.epochs:.3f}",
-            f"{row.run.optimizer.learning_rate:.3g}", f"{row.residual:+.2%}", f"{row.seconds_estimated:.0f}",
-            str(1 + len(others)),
-        )  # fmt: skip
-    console.print(table)
-    unique = plan.unique.values()
-    worst = max(abs(row.residual) for row in plan.runs)
-    match = plan.study.match
-    console.print(
-        f"{len(unique)} runs, {plan.programs()} shapes, {sum(r.planned['exact'] for r in unique):.4g} exact FLOPs; matched on "
-        f"{match.quantity} ({match.convention}) within {worst:.2%} of {match.tolerance:.0%}; about "
-        f"{plan.seconds(2) / 60:.1f} min on 2 CPU cores"
-    )
-    needed, settings, most = plan.memory()
-    console.print(
-        f"up to {max(map(len, plan.groups))} runs of one shape, which an accelerator trains side by side; the largest program, "
-        f"{most.arm} D={most.run.shape.D}, takes about {needed.total / 2**20:,.0f} MiB"
-        + (f" in {settings.microbatches} microbatches" if settings.microbatches > 1 else "")
-        + (" with remat" if settings.remat else ""),
-        soft_wrap=True,
-    )
-    for said in plan.warnings:
-        console.print(f"note: {said}", soft_wrap=True)

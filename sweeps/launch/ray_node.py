@@ -11,10 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import records
+from lab.secrets import is_secret
 from sweeps.files import is_remote
 from sweeps.launch.local import CPU_ENVIRONMENT
 
-PASSED = ("BITTERLAB_", "JAX_", "XLA_")  # variables of this process that workers on other nodes get too
+# Variables of this process that workers on other nodes get too: those that begin so, and these; no keys, which each node has
+# for itself, since Ray writes a task's environment down.
+PASSED = ("BITTERLAB_", "JAX_", "XLA_")
+TRACKED = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR")
 LEAVE_SECONDS = 60.0  # that a worker has to save
 # Becomes the worker, to which the kernel sends SIGTERM (it saves) when the process that Ray gave the task to dies.
 TIED = """
@@ -53,9 +57,34 @@ class Cluster:
         """Workers that fit on a node with so much of everything."""
         return min(math.floor(resources.get(name, 0) / amount + 1e-6) for name, amount in self.needs.items())
 
+    def check(self, *, mesh: str | None = None, hosts: str | None = None) -> None:
+        """Raises ValueError where `lab run` is asked for more than one process a run, or for devices that no worker has: a
+        worker is one process on one node, and they are not made one worker."""
+        from lab.mesh import Mesh
+
+        if hosts is not None:
+            raise ValueError(
+                f"hosts = {hosts!r}: on Ray each worker is a process for itself, and none is told which host it would be; leave "
+                "--hosts out, or use --on slurm --slurm.nodes, or the same command on each host without --on ray"
+            )
+        wanted = 1 if mesh is None else Mesh.read(mesh).devices
+        forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+        if wanted == 1 or (self.kind == "cpu" and forced):
+            return
+        has = self.gpus if self.kind == "gpu" else int(self.custom.get("TPU", 0)) if self.kind == "tpu" else 1
+        if wanted != has:
+            raise ValueError(
+                f"mesh = {mesh!r}: it has {wanted} devices, and a worker on Ray is a process of one node with {has} "
+                f"({_resource(self.kind)}); ask for as many, or use --on slurm --slurm.nodes for runs that are larger than a node"
+            )
+
     def environment(self, code: Path | None = None) -> dict[str, str]:
         """Of a worker, on top of its node's. NPROC: XLA makes as many threads as it says, instead of one for each core."""
-        passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+        passed = {
+            name: value
+            for name, value in os.environ.items()
+            if (name.startswith(PASSED) or name in TRACKED) and not is_secret(name)
+        }
         if self.kind == "cpu":
             passed |= CPU_ENVIRONMENT
         else:
@@ -65,6 +94,10 @@ class Cluster:
         if code is not None:
             passed["PYTHONSAFEPATH"] = "1"  # else the directory that Ray was started in comes first
         return passed | {"OMP_NUM_THREADS": str(self.cpus), "NPROC": str(self.cpus)}
+
+
+def _resource(kind: str) -> str:
+    return {"gpu": "--ray.gpus", "tpu": "--ray.custom TPU"}.get(kind, "the processor; --ray.gpus gives it GPUs")
 
 
 def task(study: Path | str, command: list[str], log: Path, environment: dict[str, str]) -> Callable[[], int]:

@@ -22,7 +22,7 @@ from sweeps.store import Store
 
 DIRECTORY = "slurm"
 TIMEOUTS = 1_000_000  # submitit counts them; the study's own budget is the limit
-NAMES = {"most_flops": "flops", "until": "hours"}  # what `lab run` calls two of the settings
+NAMES = {"most_flops": "flops"}  # what `lab run` calls one of the settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +133,9 @@ def submit(study: Path | str, jobs: int, *, job: Job | None = None, settings: Se
 
 
 def flags(settings: Settings, job: Job) -> list[str]:
-    """The settings as `lab run` takes them; all hosts of a job of several nodes are one worker."""
+    """The settings as `lab run` takes them; all hosts of a job of several nodes are one worker. `until` stays a moment, so that
+    the time in the queue counts, and a job that is put back gets no new hours."""
     given = {name: value for name, value in vars(settings).items() if value is not None}
-    if "until" in given:
-        given["until"] = max(given["until"] - time.time(), 1) / 3600
     if job.nodes > 1:
         given["hosts"] = "auto"
     return [word for name, value in given.items() for word in (f"--{NAMES.get(name, name)}", str(value))]

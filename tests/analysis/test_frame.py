@@ -1,5 +1,6 @@
 """Records are read once and checked: what was spent is what was planned."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -91,3 +92,85 @@ def test_errors_name_the_file(tmp_path):
     records.write_json(tmp_path / "plan.json", {**plan, "runs": rows})
     with pytest.raises(ValueError, match="arm = 'other'"):
         load(tmp_path)
+
+
+def published(run_dir, **changes):
+    """As if an attempt had published the run's result: its history says which bytes count."""
+    text = (run_dir / "result.json").read_bytes()
+    attempt = "attempts/0001-0123abcd"
+    (run_dir / attempt).mkdir(parents=True)
+    (run_dir / attempt / "result.json").write_bytes(text)
+    event = {
+        "schema": 1,
+        "kind": "ended",
+        "attempt": attempt,
+        "status": "done",
+        "sha256": hashlib.sha256(text).hexdigest(),
+    }
+    records.write_json(run_dir / "history" / "0001.json", {"schema": 1, "kind": "attempt"})
+    records.write_json(run_dir / "history" / "0002.json", {**event, **changes})
+    return run_dir / attempt / "result.json"
+
+
+@pytest.fixture
+def victim(tmp_path):
+    synthetic.write(tmp_path, study())
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    return records.run_directory(tmp_path, plan["runs"][4]["run_id"])
+
+
+def test_a_result_counts_only_as_it_was_published(tmp_path, victim):
+    own, path = published(victim), victim / "result.json"
+    before = load(tmp_path)
+    whole = path.read_text()
+    loss = records.read_result(victim)["outcome"]["loss"]
+    path.write_text(whole.replace(repr(loss), repr(loss - 1)))
+    with pytest.raises(ValueError, match=rf"{path}: not what the run published.*copy {own} over it, which is whole"):
+        load(tmp_path)
+    kept = load(tmp_path, damaged="keep")
+    assert kept["status"].tolist().count("damaged") == 1 and (kept["status"] == "done").sum() == len(kept) - 1
+    assert str(path) in kept.loc[4, "reason"] and np.isnan(kept.loc[4, "loss"]) and kept.loc[4, "planned_exact"] > 0
+    path.unlink()  # the copy was not made yet: the attempt's own is read
+    assert load(tmp_path)["loss"].equals(before["loss"])
+    own.write_text(whole[:50])
+    with pytest.raises(ValueError, match=rf"{path}: gone, or .* delete {victim} to train the run again"):
+        load(tmp_path)
+    path.write_text(whole[:50])
+    with pytest.raises(ValueError, match=rf"{path}: not what the run published.*restore it, or delete {victim}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attempt": "../../outside"}, "names no attempt"),
+        ({"kind": "released"}, "of no attempt that it published this"),
+        ({"status": "failed"}, "of no attempt that it published this"),
+        ({"schema": 9}, "schema 9"),
+    ],
+    ids=str,
+)
+def test_a_result_that_no_history_published(tmp_path, victim, changes, said):
+    published(victim, **changes)
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path)
+    assert load(tmp_path, damaged="keep").loc[4, "status"] == "damaged"
+
+
+def test_a_history_with_a_gap_is_not_trusted(tmp_path, victim):
+    published(victim)
+    (victim / "history" / "0001.json").unlink()
+    with pytest.raises(ValueError, match=rf"0001.json: is missing, while a later one is there; .* delete {victim}"):
+        load(tmp_path)
+
+
+def test_runs_that_were_cancelled_are_not_missing(tmp_path, victim):
+    (victim / "result.json").unlink()
+    records.write_json(victim / "history" / "0001.json", {"schema": 1, "kind": "cancelled"})
+    assert load(tmp_path).loc[4, "status"] == "cancelled"
+
+
+def test_a_result_that_spent_otherwise_is_kept_as_damaged(tmp_path):
+    synthetic.write(tmp_path, study(change=lambda result: result["outcome"]["spent"].update(tokens=1)))
+    frame = load(tmp_path, damaged="keep")
+    assert set(frame["status"]) == {"damaged"} and "spent 1 tokens" in frame.loc[0, "reason"]

@@ -104,8 +104,8 @@ def test_flops_of_every_step_of_the_ladder(capsys):
         (("flops", "--D", "63"), "do not divide it evenly"),
         (("serve-cost", "--structures", "prefix_ml"), "did you mean 'prefix_lm'"),
         (("sample", "nowhere", "--temperature", "-1"), "use 0 for the likeliest token"),
-        (("evaluate", "nowhere"), "give --choices FILE, --pairs FILE or both"),
-        (("evaluate", "nowhere", "--choices", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+        (("evaluate", "nowhere"), "give --choices FILE, --pairs FILE or --held-out COUNT"),
+        (("evaluate", "nowhere", "--choices", "nowhere.jsonl"), "nowhere: no such file"),
     ],
 )
 def test_mistakes_get_a_message_and_no_traceback(capsys, words, message):

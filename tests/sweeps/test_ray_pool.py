@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import kills
+import sweeps
+from sweeps.cli.main import main
 from sweeps.launch import local, ray_pool
 from sweeps.launch.ray_node import Cluster
 from sweeps.store import Store
@@ -41,6 +43,44 @@ def test_room_and_environment(monkeypatch):
     assert Cluster().environment()["JAX_PLATFORMS"] == "cpu"
     assert "JAX_PLATFORMS" not in Cluster(gpus=1).environment()
     assert Cluster().environment(Path("/code"))["PYTHONPATH"] == f"/code{os.pathsep}/here"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked", "said"),
+    [
+        (Cluster(gpus=2), dict(hosts="10.0.0.1:9876,2,0"), r"hosts = '10\.0\.0\.1:9876,2,0': on Ray each worker"),
+        (
+            Cluster(gpus=2),
+            dict(mesh="data=2,fsdp=4"),
+            r"mesh = 'data=2,fsdp=4': it has 8 devices.* with 2 \(--ray\.gpus\)",
+        ),
+        (Cluster(custom={"TPU": 4.0}), dict(mesh="fsdp=8"), r"it has 8 devices.* with 4 \(--ray\.custom TPU\)"),
+        (Cluster(), dict(mesh="fsdp=2"), r"it has 2 devices.* with 1 \(the processor"),
+    ],
+)
+def test_runs_that_no_worker_could_hold_are_refused(cluster, asked, said, tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    with pytest.raises(ValueError, match=said):
+        cluster.check(**asked)
+    plan = sweeps.plan(sweeps.load("quickstart", "smoke"))
+    with pytest.raises(ValueError, match=said):
+        sweeps.run(plan, tmp_path / "out", on=cluster, settings=sweeps.Settings(**asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_a_worker_can_hold(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    for fine in (dict(), dict(mesh="data=1"), dict(mesh="data=2,fsdp=2")):
+        Cluster(gpus=4).check(**fine)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    Cluster().check(mesh="fsdp=2")
+
+
+def test_the_command_refuses_it_before_it_plans(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["run", "quickstart", "--on", "ray", "--hosts", "10.0.0.1:9876,2,0"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert left.value.code == 2 and "leave --hosts out" in said and "planning" not in said
 
 
 def test_without_ray(tmp_path, monkeypatch):

@@ -91,6 +91,23 @@ def test_a_run_that_was_stopped_goes_on_on_another_machine_and_ends_as_in_a_dire
     assert [s.state for s in Store(URL).status()] == ["done", "done"]
 
 
+def test_a_result_that_was_changed_in_the_store_is_damage(tmp_path, capsys):
+    store = Store(URL)
+    store.write_plan(plan())
+    work(store, trainer(), program_key)
+    first = next(iter(store.runs))
+    name = f"runs/{first}/result.json"
+    store.files.write(name, store.files.read(name).replace(b'"steps": ', b'"steps": 1'))
+    capsys.readouterr()
+    main(["export", URL, "--out", str(tmp_path / "runs.parquet")])
+    assert f"damaged, and exported without numbers: {first}" in capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "runs.parquet").set_index("run_id")
+    assert table["state"].value_counts().to_dict() == {"damaged": 1, "done": 1} and pd.isna(table.loc[first, "loss"])
+    with pytest.raises(SystemExit):
+        main(["report", URL])
+    assert "not what the run published" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_checkpoint_goes_up_whole_and_is_removed_when_it_is_pruned(tmp_path):
     files = files_at(URL)
     mirror = Mirror(files)

@@ -1,0 +1,25 @@
+"""metrics.jsonl as a killed writer or a broken disk leave it: what is whole is read, up to the first line that is not."""
+
+import json
+
+import pytest
+
+from lab import records
+
+LINES = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
+WHOLE = b"".join(json.dumps(line).encode() + b"\n" for line in LINES)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"", b'{"step": 3, "lo', b'{"step": 3, "loss": "\xff\xfe', b"\x00" * 64, b"3\n", b"null\n", b"[1, 2]\n", b'{"loss": 1}\n',
+     b'{"step": "3"}\n', b"[" * 100_000, b'{"step": 3}x\n' + WHOLE],
+    ids=[str(i) for i in range(11)],
+)  # fmt: skip
+def test_metrics_are_read_up_to_the_first_line_that_is_not_whole(tmp_path, tail):
+    (tmp_path / records.METRICS).write_bytes(WHOLE + tail)
+    assert records.read_metrics(tmp_path) == LINES
+
+
+def test_metrics_of_a_run_that_has_none(tmp_path):
+    assert records.read_metrics(tmp_path) == []

@@ -1,0 +1,95 @@
+"""Budgets of a study: a moment that is one wherever it is read, and FLOPs that count what came to nothing."""
+
+import json
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+import sweeps
+from lab import records
+from sweeps import Settings, Study, arm, corpus
+from sweeps.cli.main import main
+from sweeps.cli.studies import end_of
+from sweeps.execute import within
+from sweeps.ladder import ladder
+from sweeps.signs import lost_flops
+from sweeps.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Four runs: one failed after half of its budget and two attempts, one cancelled after a quarter, one before it began."""
+    study = Study(name="budgets", question="?", baseline="a", budgets=(2e8,), batch=4, window=1, seeds=4, learning_rate=0.01,
+                  arms={"a": arm("decoder_only", corpus("markov"), S=8, T=8)},
+                  sizes=ladder(8, depth=1, head_width=8))  # fmt: skip
+    store = Store(tmp_path / "study")
+    store.write_plan(sweeps.plan(study).to_json())
+    failing, cancelled, never, _ = store.runs
+    for share in (0.25, 0.5):
+        with store.claim(failing) as claim:
+            written(claim, share)
+            if share == 0.5:
+                store.fail(claim, "no luck")
+    with store.claim(cancelled) as claim:
+        written(claim, 0.25)
+        store.cancel([cancelled])
+    store.cancel([never])
+    return store
+
+
+def written(claim, share) -> None:
+    claim.run_dir.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"step": 1, "share": share, "loss": 1.0, "seconds": 1.0})
+    (claim.run_dir / records.METRICS).write_text(line + '\n{"step": 2, "sh')
+
+
+def test_flops_of_runs_that_came_to_nothing_count(store, caplog):
+    exact = next(iter(store.runs.values()))["planned"]["exact"]
+    assert lost_flops(store) == pytest.approx(0.75 * exact)
+    left = within(store, Settings(most_flops=2 * exact))
+    assert left is not None and left.most_flops == pytest.approx(1.25 * exact)
+    assert "failed and cancelled runs have spent" in caplog.text
+    assert within(store, Settings(most_flops=0.7 * exact)) is None and "nothing more is begun" in caplog.text
+    assert within(store, Settings()) == Settings()
+
+
+def test_retried_runs_are_not_lost(store):
+    store.retry([i for i in store.runs if store.history(i).last() is not None])
+    assert lost_flops(store) == 0
+    settings = Settings(most_flops=1.0)
+    assert within(store, settings) == settings
+
+
+def test_the_command_begins_nothing_beyond_either(store, capsys):
+    exact = next(iter(store.runs.values()))["planned"]["exact"]
+    for words in (("--flops", f"{0.5 * exact}"), ("--until", "2020-01-01T00:00")):
+        with pytest.raises(SystemExit) as left:
+            main(["run", str(store.root), "--workers", "1", *words])
+        assert left.value.code == 1  # one has failed
+        assert Store(store.root).left() == list(store.runs)[3:] and "1 waiting" in " ".join(
+            capsys.readouterr().err.split()
+        )
+
+
+def test_a_moment_is_one_however_it_is_written():
+    assert end_of(None, "1764230400.5") == 1764230400.5
+    assert end_of(None, "2026-12-01T08:00:00Z") == datetime(2026, 12, 1, 8, tzinfo=UTC).timestamp()
+    assert end_of(None, "2026-12-01T08:00") == datetime(2026, 12, 1, 8).timestamp()
+    assert end_of(2, None) == pytest.approx(time.time() + 7200, abs=60) and end_of(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--hours", "0"), "hours = 0.0: use a number above 0"),
+        (("--until", "tomorrow"), "until = 'tomorrow': use a moment such as"),
+        (("--until", "-5"), "until = '-5': use a moment such as"),
+        (("--until", "nan"), "until = 'nan': use a moment such as"),
+        (("--until", "2026-12-01", "--hours", "1"), "give one of them"),
+    ],
+)
+def test_what_is_no_budget(capsys, words, said):
+    with pytest.raises(SystemExit) as left:
+        main(["run", "quickstart", *words])
+    assert left.value.code == 2 and said in " ".join(capsys.readouterr().err.split())
