@@ -25,8 +25,9 @@ from sweeps.store import LOG, Reason, Store
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-# What a full, read-only, broken or forbidden disk says, and a process with too many open files.
-TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE)
+# What a full, read-only, broken or forbidden disk says, a server of files that is away, and a process with too many open files.
+TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE,
+           errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)  # fmt: skip
 
 
 class Trainer(Protocol):

@@ -1,5 +1,6 @@
 """A study's directory under several processes, killed ones among them, and under plans that change."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -21,7 +22,7 @@ from lab.spec import to_json
 from runs import make_run
 from sweeps.claim import HEARTBEAT, Claim
 from sweeps.history import Owner, process_of
-from sweeps.launch.worker import work
+from sweeps.launch.worker import MachineTrouble, work
 from sweeps.store import FAILED, MAX_DEATHS, Store
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -344,6 +345,18 @@ def test_a_run_that_raises_is_recorded_and_the_others_go_on(store):
     assert store.retry([bad]) == 1
     work(store, finish, lambda run: "one")
     assert [s.state for s in store.status()] == ["done"] * 4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.ESTALE])
+def test_trouble_with_files_is_no_fault_of_a_run(store, number):
+    """A full disk, a server that is away: the worker leaves, what it held waits."""
+
+    def train(runs, claims, superseded):
+        raise ValueError("can not be read") from OSError(number, os.strerror(number), "a file")
+
+    with pytest.raises(MachineTrouble, match=rf"{os.strerror(number)} \(a file\).*lab run"):
+        work(store, train, lambda run: "one")
+    assert [s.state for s in store.status()] == ["waiting"] * 4
 
 
 def test_a_preempted_worker_leaves_its_run_waiting(store):
