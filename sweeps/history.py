@@ -132,6 +132,14 @@ class History:
             )
         return event
 
+    def deaths(self, last: Event | None) -> tuple[int, int]:
+        """How many attempts up to `last`, one after another, came to nothing and began at the same step; and that step."""
+        count, step = 0, last.content.get("from_step", 0) if last else 0
+        while last is not None and last.kind == "attempt" and last.content.get("from_step", 0) == step:
+            count += 1
+            last = self.read(last.number - 1) if last.number > 1 else None
+        return count, step
+
     def append(self, after: Event | int | None, kind: Kind, **content: Any) -> Event | None:
         """The event that follows `after`; None where something else followed it already."""
         number = (after.number if isinstance(after, Event) else after or 0) + 1

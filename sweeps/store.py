@@ -38,7 +38,7 @@ FAILED, LOG = "failed.json", "log.txt"
 OWN = ("runs", "logs", "locks", "ended", "groups", "code", "slurm")  # what may be there when the plan is not
 LEASE_SECONDS = 60.0
 BEATS_A_LEASE = 6
-MAX_DEATHS = 10  # of workers on one run, one after another, without a new checkpoint: it kills them
+MAX_DEATHS = 5  # of workers on one run, one after another, without a new checkpoint: it kills them
 TAIL_BYTES = 8192  # of metrics.jsonl, read for its last line
 State = Literal["waiting", "running", "done", "diverged", "failed", "cancelled", "damaged"]
 Reason = Literal["error", "out_of_memory", "hang", "crash"]
@@ -180,10 +180,11 @@ class Store:
         if last is not None and (last.kind in ("ended", "cancelled") or self._holds(run_id, last)):
             return None
         earlier = self._earlier(run_id)
-        from_step = max(map(self._newest_checkpoint, earlier), default=0)
-        if last is not None and last.kind == "attempt" and self._deadly(history, last, from_step):
+        from_step = self.checkpointed(run_id)
+        deaths, began_at = history.deaths(last)
+        if last is not None and deaths >= MAX_DEATHS and began_at == from_step:
             said = (
-                f"{MAX_DEATHS} workers died on this run, one after another, without getting further than step {from_step}; "
+                f"{deaths} workers died on this run, one after another, without getting further than step {from_step}; "
                 "their logs are in its attempts/; `lab retry` tries it again"
             )
             end = history.append(last, "ended", attempt=last.directory, status="failed", reason="crash", error=said)
@@ -213,19 +214,12 @@ class Store:
         found = [(records.attempt_number(name), name) for name in self.files.names(place)]
         return [f"{place}/{name}" for number, name in sorted(found, reverse=True) if number]
 
-    def _newest_checkpoint(self, attempt: str) -> int:
-        """Steps of the newest finished checkpoint, whole or not."""
+    def checkpointed(self, run_id: str) -> int:
+        """Steps of the run's newest finished checkpoint, whole or not; 0 where there is none."""
         from lab.checkpoint import CHECKSUMS
 
-        steps = [name.removesuffix(".json") for name in self.files.names(f"{attempt}/{CHECKSUMS}")]
-        return max((int(step) for step in steps if step.isdigit()), default=0)
-
-    def _deadly(self, history: History, last: Event, from_step: int) -> bool:
-        """Whether the last MAX_DEATHS events are attempts that ended in nothing and began where this one would."""
-        if last.number < MAX_DEATHS:
-            return False
-        events = [history.read(last.number - back) for back in range(MAX_DEATHS)]
-        return all(e.kind == "attempt" and e.content.get("from_step") == from_step for e in events)
+        names = (name for attempt in self._earlier(run_id) for name in self.files.names(f"{attempt}/{CHECKSUMS}"))
+        return max((int(step) for name in names if (step := name.removesuffix(".json")).isdigit()), default=0)
 
     def begin(self, claim: Claim) -> spec.Run:
         """Writes the claimed run's run.json and returns the Run.
