@@ -194,6 +194,11 @@ class Store:
         event = history.attempt(last, owner or Owner.here(), from_step=from_step)
         if event is None:
             return None
+        try:
+            here = self.mirror.down(earlier) if self.mirror else [self.local / name for name in earlier]
+        except BaseException:
+            history.append(event, "released")
+            raise
         return Claim(
             row=self.runs[run_id],
             files=self.files,
@@ -201,7 +206,7 @@ class Store:
             run_dir=self.local / directory / event.directory,
             history=history,
             event=event,
-            earlier=self.mirror.down(earlier) if self.mirror else [self.local / name for name in earlier],
+            earlier=here,
             mirror=self.mirror,
             beat_seconds=self.lease / BEATS_A_LEASE,
             hang_seconds=self.hang_seconds,
