@@ -10,7 +10,8 @@
 
 An attempt is over when another event follows it, or when it is stale. On the machine of its holder the kernel knows: a
 process that is gone (or its id is another's by now) is stale at once. Otherwise stale is a heartbeat that has not changed for
-`lease` seconds of the observer's own monotonic clock; two machines' clocks are never compared. That a worker only seemed
+`lease` seconds of the observer's own monotonic clock, the observer's lease or the holder's, which its event says, whichever is
+longer; two machines' clocks are never compared. That a worker only seemed
 dead costs what it did since: it can not publish any more.
 """
 
@@ -58,7 +59,7 @@ class Status:
 
 
 class Store:
-    """The directory of one study. lease: seconds after which a silent worker is given up. hang_seconds: without a step,
+    """The directory of one study. lease: seconds after which a silent worker is given up, by this one, and this one by others. hang_seconds: without a step,
     after which a worker gives up its run (None: never)."""
 
     def __init__(
@@ -191,7 +192,7 @@ class Store:
             if end is not None:
                 self._complete(run_id, end)
             return None
-        event = history.attempt(last, owner or Owner.here(), from_step=from_step)
+        event = history.attempt(last, owner or Owner.here(), from_step=from_step, lease=self.lease)
         if event is None:
             return None
         try:
@@ -262,7 +263,7 @@ class Store:
         before = self._observed.get(run_id)
         if before is None or before[:2] != shown:
             before = self._observed[run_id] = (*shown, now)
-        return now - before[2] < self.lease
+        return now - before[2] < max(self.lease, event.content.get("lease", 0.0))
 
     # ---- ends ---------------------------------------------------------------------------------------------------
 

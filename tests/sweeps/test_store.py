@@ -130,6 +130,18 @@ def test_silence_is_measured_on_ones_own_clock(store, where):
     assert not theirs.renew() and theirs.lost.is_set()
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [(600, 60), (60, 600)])
+def test_the_longer_lease_counts(store, theirs, ours):
+    """Who watches with another --lease takes nothing from who beats seldom."""
+    run_id, now = next(iter(store.runs)), [0.0]
+    assert Store(store.root, lease=theirs).claim(run_id, elsewhere()).renew()
+    observer = Store(store.root, lease=ours, clock=lambda: now[0])
+    for now[0] in (0.0, 61.0, 599.0):
+        assert observer.status()[0].state == "running" and observer.claim(run_id) is None
+    now[0] = 600.0
+    assert observer.status()[0].state == "waiting" and observer.claim(run_id).attempt == 2
+
+
 @pytest.mark.parametrize("noticed", [True, False], ids=["after its heartbeat said so", "before it noticed"])
 def test_a_superseded_attempt_can_not_publish(store, noticed):
     """Nor fail, nor release, the run that another has."""
