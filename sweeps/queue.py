@@ -58,7 +58,7 @@ class Queue:
     def _look_at(self, run_id: str) -> None:
         row = self.store.runs[run_id]
         self.program[run_id] = program_of(row)
-        with contextlib.suppress(ValueError):  # damaged, which is said when it is claimed
+        with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, which is said when it is claimed
             history = self.store.history(run_id)
             if run_id in self._begun and (deaths := history.deaths(history.last())[0]):
                 self._held[run_id], self._deaths[run_id] = row, deaths
@@ -96,6 +96,9 @@ class Queue:
             claim = self.store.claim(run_id)
             if claim is None and not self.store.ended(run_id):
                 self._held[run_id] = row
+        except FileNotFoundError:  # its directory is being deleted: look again
+            self._held[run_id] = row
+            return None
         except ValueError as error:
             log.error("%s is left out: %s", run_id, error)
             return None

@@ -59,8 +59,8 @@ class Status:
 
 
 class Store:
-    """The directory of one study. lease: seconds after which a silent worker is given up, by this one, and this one by others. hang_seconds: without a step,
-    after which a worker gives up its run (None: never)."""
+    """The directory of one study. lease: seconds after which a silent worker is given up, by this one, and this one by others.
+    hang_seconds: without a step, after which a worker gives up its run (None: never)."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Store:
         self.local = self.mirror.local if self.mirror else Path(root)  # where this machine trains, and logs
         self.compiling = CompileLocks(self.local / "locks")
         self.lease, self.hang_seconds, self._clock = lease, hang_seconds, clock
-        self._observed: dict[str, tuple[str, int, float]] = {}  # run: token, beat, when that was first seen
+        self._observed: dict[str, tuple[str, bytes, float]] = {}  # run: token, heartbeat, when that was first seen
         self.index = Index(self.files)
 
     # ---- plan ---------------------------------------------------------------------------------------------------
@@ -256,9 +256,9 @@ class Store:
             return False
         name = f"{self._directory(run_id)}/{event.directory}/{HEARTBEAT}"
         try:
-            beat = records.parse_json(self.files.read(name), f"{self.files}/{name}")["beat"]
+            beat = self.files.read(name)  # only whether it changes matters
         except FileNotFoundError:
-            beat = 0
+            beat = b""
         now, shown = self._clock(), (owner.token, beat)
         before = self._observed.get(run_id)
         if before is None or before[:2] != shown:
@@ -289,24 +289,29 @@ class Store:
         if end is not None:
             self._complete(claim.run_id, end)
 
-    def _complete(self, run_id: str, last: Event, result: Mapping[str, Any] | None = None) -> Ended:
+    def _complete(
+        self, run_id: str, last: Event, result: Mapping[str, Any] | None = None, *, reading: bool = False
+    ) -> Ended:
         """Copies what the last event, the run's end, says to where people look for it. Done by who ended the run; and, where
-        that one died in between, by whoever sees it."""
+        that one died in between, by whoever sees it: `reading`, perhaps where it may not write."""
         history, directory = self.history(run_id), self._directory(run_id)
+        writing = contextlib.suppress(OSError) if reading else contextlib.nullcontext()
         if last.content["status"] == "failed":
             content = {"schema": records.SCHEMA, "attempts": self._attempts(history),
                        **{k: last.content[k] for k in ("reason", "error")}}  # fmt: skip
-            self.files.write(f"{directory}/{FAILED}", json.dumps(content, indent=1).encode() + b"\n")
+            with writing:
+                self.files.write(f"{directory}/{FAILED}", json.dumps(content, indent=1).encode() + b"\n")
         else:
             name = f"{directory}/{last.content['attempt']}/{records.RESULT}"
-            text = self.files.read(name)
+            text = self.files.read(name) if self.files.exists(name) else b""
             if hashlib.sha256(text).hexdigest() != last.content["sha256"]:
                 raise ValueError(
                     f"{self.files}/{name}: not what was published; restore it, or delete "
                     f"{self.files}/{directory} to train the run again"
                 )
-            self.files.write(f"{directory}/{records.RESULT}", text)
-            self.files.remove(f"{directory}/{FAILED}")
+            with writing:
+                self.files.write(f"{directory}/{records.RESULT}", text)
+                self.files.remove(f"{directory}/{FAILED}")
             result = result or records.parse_json(text, name)
         outcome = (result or {}).get("outcome", {})
         ended = Ended(
@@ -396,6 +401,8 @@ class Store:
     def _ended_or_damaged(self, run_id: str) -> bool:
         try:
             return self.ended(run_id)
+        except FileNotFoundError:  # its directory is being deleted
+            return False
         except ValueError:
             return True  # nobody can go on with it before somebody has looked
 
@@ -415,7 +422,7 @@ class Store:
     def _status(self, run_id: str) -> Status:
         try:
             return self._look(run_id)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             return Status(run_id=run_id, state="damaged", reason=str(error))
 
     def _look(self, run_id: str) -> Status:
@@ -424,7 +431,7 @@ class Store:
         if last is None:
             return Status(run_id=run_id, state="waiting")
         if last.kind == "ended":
-            return _status_of(self._complete(run_id, last))
+            return _status_of(self._complete(run_id, last, reading=True))
         attempts = self._attempts(history)
         if last.kind == "cancelled":
             return Status(run_id=run_id, state="cancelled", attempts=attempts)
@@ -477,8 +484,10 @@ def _last_metrics(files: Files, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     for line in reversed(lines):
-        with contextlib.suppress(ValueError):  # torn: the writer is at it, or was killed
+        with contextlib.suppress(ValueError, RecursionError):  # torn: the writer is at it, or was killed
             content = json.loads(line)
             if isinstance(content, dict) and "loss" in content:
-                return content
+                numbers = {k: content.get(k, 0) for k in ("step", "loss", "share")}
+                if all(isinstance(value, int | float) for value in numbers.values()):
+                    return numbers
     return {}

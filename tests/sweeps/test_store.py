@@ -5,12 +5,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,10 @@ def gone() -> Owner:
     assert process.pid is not None
     process.join()
     return replace(Owner.here(), pid=process.pid, started=1)
+
+
+def _event(kind: str, **content) -> str:
+    return json.dumps({"schema": 1, "kind": kind, **content})
 
 
 @pytest.fixture
@@ -454,20 +459,98 @@ def test_a_directory_of_other_things_is_left_alone(tmp_path):
         ('{"schema": 1, "kind": "attempt", "owner": {"pid": 1}}', "not an event"),
         ('{"schema": 1, "kind": "dance"}', "not this version's"),
         ('{"schema": 99}', "schema 99"),
+        ('{"schema": 1, "kind": ["attempt"]}', r"not an event \(kind\)"),
+        ("[" * 200_000, "not a whole JSON file"),
+        (_event("attempt", owner={**asdict(Owner.here()), "pid": "x"}), r"not an event \(owner\.pid\)"),
+        (_event("attempt", owner={**asdict(Owner.here()), "pid": -1}), r"not an event \(owner\.pid\)"),
+        (_event("attempt", owner={**asdict(Owner.here()), "token": 7}), r"not an event \(owner\.token\)"),
+        (_event("attempt", owner={**asdict(Owner.here()), "token": "../../.."}), "not an event"),
+        (_event("attempt", owner=asdict(Owner.here()), lease="long"), r"not an event \(lease\)"),
+        (_event("ended", attempt="attempts/0001-aaaaaaaa"), r"not an event \(status\)"),
+        (_event("ended", attempt="attempts/0001-aaaaaaaa", status="done"), r"not an event \(sha256\)"),
+        (_event("ended", attempt="attempts/0001-aaaaaaaa", status="failed"), r"not an event \(reason\)"),
+        (_event("ended", attempt="attempts/0001-aaaaaaaa", status="done", sha256="0"), "not what was published"),
     ],
 )
 def test_a_damaged_history_is_named_and_holds_up_nothing_else(store, harm, said, caplog):
     run_id = next(iter(store.runs))
     claim = store.claim(run_id)
     (store.root / store.history(run_id).name(1)).write_text(harm)
-    with pytest.raises(ValueError, match=rf"history/0001\.json: .*{said}"):
-        store.claim(run_id)
+    published = "published" not in said  # else the event is whole, and what it refers to is not
+    if published:
+        with pytest.raises(ValueError, match=rf"history/0001\.json: .*{said}"):
+            store.claim(run_id)
     work(store, finish, lambda run: "one")
-    assert f"{run_id} is left out" in caplog.text
+    assert (f"{run_id} is left out" in caplog.text) == published
     damaged, *others = Store(store.root).status()
-    assert damaged.state == "damaged" and "history/0001.json" in damaged.reason and said in damaged.reason
+    assert damaged.state == "damaged" and re.search(said, damaged.reason)
+    assert not published or "history/0001.json" in damaged.reason
     assert [s.state for s in others] == ["done"] * 3 and not store.left()
     assert claim.row["run_id"] == run_id
+    if "version" not in damaged.reason:  # what is said to do about it helps
+        assert f"delete {store.directory(run_id)}" in damaged.reason
+        shutil.rmtree(store.directory(run_id))
+        work(Store(store.root), finish, lambda run: "one")
+        assert [s.state for s in Store(store.root).status()] == ["done"] * 4
+
+
+def test_a_history_with_a_gap_is_damaged(store):
+    run_id = next(iter(store.runs))
+    assert publish(store, store.claim(run_id))
+    shutil.rmtree(store.root / "ended")
+    (store.root / store.history(run_id).name(1)).unlink()
+    with pytest.raises(ValueError, match=r"history/0001\.json: is missing.*delete"):
+        Store(store.root).claim(run_id)
+    assert [s.state for s in Store(store.root).status()] == ["damaged"] + ["waiting"] * 3
+
+
+def test_a_result_that_is_gone_is_damage_of_that_run_only(store):
+    run_id = next(iter(store.runs))
+    assert publish(store, store.claim(run_id))
+    shutil.rmtree(store.root / "ended")
+    shutil.rmtree(store.directory(run_id) / "attempts")
+    damaged, *others = Store(store.root).status()
+    assert damaged.state == "damaged" and "result.json: not what was published" in damaged.reason
+    assert {s.state for s in others} == {"waiting"}
+
+
+@pytest.mark.parametrize("heartbeat", ['{"schema": 1}', '{"sch', ""])
+def test_a_heartbeat_is_only_looked_at_for_whether_it_changes(store, heartbeat):
+    claim = store.claim(next(iter(store.runs)), elsewhere())
+    claim.renew()
+    (claim.run_dir / HEARTBEAT).write_text(heartbeat)
+    assert [s.state for s in Store(store.root).status()] == ["running"] + ["waiting"] * 3
+
+
+def test_what_ended_is_seen_where_nothing_can_be_written(store, monkeypatch):
+    run_id = next(iter(store.runs))
+    claim = store.claim(run_id)
+    records.write_json(claim.run_dir / records.RESULT, result_of(store.begin(claim)))
+    digest = hashlib.sha256((claim.run_dir / records.RESULT).read_bytes()).hexdigest()
+    assert claim.follow("ended", attempt=claim.event.directory, status="done", sha256=digest)
+    reader = Store(store.root)
+
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("write", "remove", "append"):
+        monkeypatch.setattr(reader.files, name, refused)
+    assert [s.state for s in reader.status()] == ["done"] + ["waiting"] * 3 and len(reader.left()) == 3
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [{"state": "dance"}, {"state": ["done"]}, {"exact": "much"}, {"loss": "low"}, {"run_id": 7}, {"event": None}, None],
+    ids=str,
+)
+def test_an_index_line_that_is_not_one_is_passed_over(store, harm):
+    run_id = next(iter(store.runs))
+    (store.root / "ended").mkdir()
+    line = {"run_id": run_id, "began": "x", "event": 9, "state": "done", **(harm or {})}
+    (store.root / "ended" / "x.jsonl").write_text((json.dumps(line) if harm else "[" * 200_000) + "\n")
+    assert publish(store, store.claim(run_id))
+    again = Store(store.root)
+    assert [s.state for s in again.status()] == ["done"] + ["waiting"] * 3 and again.spent() == 100
 
 
 @pytest.mark.parametrize("run_id", ["../../etc", "a/b", ".hidden", ""])
