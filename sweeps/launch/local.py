@@ -144,7 +144,7 @@ def start(
                 if worker.returncode != 0 and (wait := restarts.after(index)) is not None:
                     due[index] = time.monotonic() + wait
             if on_poll:
-                on_poll(store)
+                restarts.attempt(lambda: on_poll(store))
             if settings and settings.until and time.time() > settings.until:
                 finished = True
                 break  # the workers save

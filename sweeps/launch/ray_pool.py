@@ -86,7 +86,7 @@ def start(
                         else:
                             due[place] = time.monotonic() + wait
                 if on_poll:
-                    on_poll(store)
+                    restarts.attempt(lambda: on_poll(store))
                 if settings.until and time.time() > settings.until:
                     finished = True
                     break  # the workers save

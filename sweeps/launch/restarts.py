@@ -1,11 +1,13 @@
 """How often a launcher starts a worker again that died, and when it gives its place up."""
 
+import logging
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from sweeps.store import Store
 
+log = logging.getLogger(__name__)
 RESTARTS = 3  # of one place while the study does not go on: a machine that kills everything is not fought
 GROUP_RESTARTS = 12  # where the worker is one of several hosts: each that starts again may find another's old end
 BACKOFF_SECONDS = 1.0  # before the first restart; it doubles each time
@@ -42,13 +44,26 @@ class Restarts:
         self.store, self.most, self.backoff_seconds = store, most, backoff_seconds
         self.progress = Progress.of(store)
         self._counts = Counter[Hashable]()
+        self._said = set[str]()
 
     @property
     def left(self) -> int:
         """Runs, when that was last looked at."""
         return self.progress.left
 
+    def attempt(self, ask: Callable[[], None]) -> None:
+        """Does it, where that works: the workers are not stopped by a study that can not be read just now, which is said once."""
+        try:
+            ask()
+        except (OSError, ValueError) as error:
+            if (what := str(error)) not in self._said:
+                self._said.add(what)
+                log.warning("%s could not be looked at: %s; the workers go on", self.store.root, what)
+
     def look(self) -> None:
+        self.attempt(self._look)
+
+    def _look(self) -> None:
         now = Progress.of(self.store)
         if now.is_beyond(self.progress):
             self._counts.clear()

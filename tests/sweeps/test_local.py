@@ -122,6 +122,31 @@ def test_a_machine_that_kills_everything_is_not_fought(plan, tmp_path, monkeypat
     assert {s.state for s in store.status()} == {"waiting"}
 
 
+def test_a_study_that_can_not_be_read_for_a_while_stops_no_worker(plan, tmp_path, monkeypatch, caplog):
+    """Neither what is shown meanwhile nor the look after a worker's end ends the launcher; it is said once."""
+    store = Store(tmp_path / "out")
+    store.write_plan(plan.to_json())
+    killer = next(iter(store.runs))
+    _workers_are(monkeypatch, tmp_path, killer, 1)
+    real, looks = Store.left, []
+
+    def left(self):
+        looks.append(1)
+        if 1 < len(looks) < 4:
+            raise OSError(116, "Stale file handle")
+        return real(self)
+
+    def show(store):
+        raise ValueError("status failed") if len(looks) < 3 else OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Store, "left", left)
+    local.start(store.root, [local.Slot()], on_poll=show, poll_seconds=0.02, backoff_seconds=0.01)
+    monkeypatch.undo()
+    assert [s.state for s in store.status()] == ["failed"] + ["done"] * 5
+    for said in ("Stale file handle", "status failed", "Input/output error"):
+        assert caplog.text.count(said) == 1
+
+
 def _workers_are(monkeypatch, tmp_path, killers: str, pack: int) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     monkeypatch.setattr(local.Settings, "command", lambda self, study, *, workers, cores=():
