@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from lab import plan_file, records, spec
 from lab.plan_file import Rows
-from sweeps.claim import HEARTBEAT, Claim
+from sweeps.claim import BEATS_A_LEASE, HEARTBEAT, Claim
 from sweeps.compile_locks import CompileLocks
 from sweeps.files import CONDITIONAL_PUT, Files, Objects, check_name, files_at
 from sweeps.history import Event, History, Owner
@@ -38,7 +38,6 @@ from sweeps.mirror import Mirror
 FAILED, LOG = "failed.json", "log.txt"
 OWN = ("runs", "logs", "locks", "ended", "groups", "code", "slurm")  # what may be there when the plan is not
 LEASE_SECONDS = 60.0
-BEATS_A_LEASE = 6
 MAX_DEATHS = 5  # of workers on one run, one after another, without a new checkpoint: it kills them
 TAIL_BYTES = 8192  # of metrics.jsonl, read for its last line
 State = Literal["waiting", "running", "done", "diverged", "failed", "cancelled", "damaged"]
@@ -209,9 +208,9 @@ class Store:
             event=event,
             earlier=here,
             mirror=self.mirror,
-            beat_seconds=self.lease / BEATS_A_LEASE,
+            lease=self.lease,
             hang_seconds=self.hang_seconds,
-            hung=lambda claim: self.fail(claim, f"no step for {self.hang_seconds:.0f} s", reason="hang"),
+            hung=lambda claim: self.fail(claim, f"no step for {claim.patience:.0f} s", reason="hang"),
         )
 
     def _earlier(self, run_id: str) -> list[str]:

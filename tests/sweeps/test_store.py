@@ -21,6 +21,7 @@ from lab import records
 from lab.preemption import Preempted, stop_flag
 from lab.spec import from_text, to_json
 from runs import make_run
+from sweeps import claim as claim_module
 from sweeps.claim import HEARTBEAT, Claim
 from sweeps.history import Owner, process_of
 from sweeps.launch.worker import MachineTrouble, work
@@ -226,6 +227,126 @@ def hang_on_the_first(root: str) -> None:
         time.sleep(3600)
 
     work(Store(Path(root), lease=0.3, hang_seconds=0.5), train, lambda run: "one")
+
+
+def test_of_runs_that_hang_together_only_the_one_at_fault_fails(tmp_path):
+    """Nobody can tell which it is while they train side by side: then each is tried by itself."""
+    root, codes = tmp_path / "study", []
+    Store(root).write_plan(rows(4))
+    while Store(root).left():
+        process = SPAWN.Process(target=hang_where_the_third_is, args=(str(root),))
+        process.start()
+        process.join(60)
+        codes.append(process.exitcode)
+        assert len(codes) < 4
+        if len(codes) == 1:
+            assert [s.state for s in Store(root).status()] == ["waiting"] * 4
+    assert codes[:2] == [75, 75]  # all of them, then the third alone
+    states = [(s.state, s.reason) for s in Store(root).status()]
+    assert states == [("done", "")] * 2 + [("failed", "hang"), ("done", "")]
+
+
+def hang_where_the_third_is(root: str) -> None:
+    store = Store(Path(root), lease=0.3, hang_seconds=0.5)
+    third = list(store.runs)[2]
+
+    def train(runs, claims, superseded):
+        if third in [run.run_id for run in runs]:
+            time.sleep(3600)
+        finish(runs, claims, superseded)
+
+    work(store, train, lambda run: "one", pack_size=lambda run: 4)
+
+
+def test_what_waits_or_compiles_does_not_hang(tmp_path):
+    """Of runs that are tried one by one the others wait for their turn; the first compilation has a limit of its own."""
+    root = tmp_path / "study"
+    Store(root).write_plan(rows(3))
+    process = SPAWN.Process(target=take_time, args=(str(root),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and [s.state for s in Store(root).status()] == ["done"] * 3
+
+
+def take_time(root: str) -> None:
+    def train(runs, claims, superseded):
+        if len(runs) > 1:
+            raise RuntimeError("not together")
+        with claims[0].compiling():
+            time.sleep(1.0)
+        for _ in range(10):
+            time.sleep(0.1)
+            claims[0].progress()
+        finish(runs, claims, superseded)
+
+    work(Store(Path(root), lease=0.3, hang_seconds=0.6), train, lambda run: "one", pack_size=lambda run: 3)
+
+
+def test_a_worker_that_is_stopped_for_a_while_has_not_hung(tmp_path):
+    root = tmp_path / "study"
+    Store(root).write_plan(rows(1))
+    process = SPAWN.Process(target=take_time, args=(str(root),))
+    process.start()
+    assert process.pid is not None
+    deadline = time.monotonic() + 60
+    while not any(root.glob("runs/*/attempts/*/heartbeat.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(3.0)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 0 and [s.state for s in Store(root).status()] == ["done"]
+
+
+def test_a_hang_is_seen_where_files_hang_too(tmp_path):
+    """Neither the heartbeat nor what is to record the hang ever comes back."""
+    root = tmp_path / "study"
+    Store(root).write_plan(rows(1))
+    process = SPAWN.Process(target=hang_with_the_files, args=(str(root),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 75 and [s.state for s in Store(root).status()] == ["waiting"]
+
+
+def hang_with_the_files(root: str) -> None:
+    claim_module.LAST_SECONDS = 0.3
+    store = Store(Path(root), lease=0.3, hang_seconds=1.0)
+
+    def train(runs, claims, superseded):
+        for name in ("exists", "read", "write", "create"):
+            setattr(store.files, name, lambda *_: time.sleep(3600))
+        time.sleep(3600)
+
+    work(store, train, lambda run: "one")
+
+
+class Unavailable(Exception):
+    """What a store raises is not always an OSError."""
+
+
+def test_a_heartbeat_outlives_a_store_that_is_away(store, monkeypatch, caplog):
+    """For a while; after a lease the run may be another's."""
+    quick, run_id, fails = Store(store.root, lease=0.6), next(iter(store.runs)), [3]
+    real = quick.files.exists
+
+    def exists(name):
+        fails[0] -= 1
+        if fails[0] >= 0:
+            raise Unavailable("503")
+        return real(name)
+
+    monkeypatch.setattr(quick.files, "exists", exists)
+    claim = quick.claim(run_id)
+    with claim:
+        deadline = time.monotonic() + 20
+        while not (claim.run_dir / HEARTBEAT).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (claim.run_dir / HEARTBEAT).exists() and not claim.lost.is_set()
+        assert caplog.text.count("503") == 1
+        fails[0] = 10**9
+        assert claim.lost.wait(20)
+    assert caplog.text.count("503") == 2 and "others may have it" in caplog.text
+    assert not publish(store, claim)
 
 
 def test_cancelled_runs_are_not_trained(store):
