@@ -8,11 +8,8 @@
     ended/<worker>.jsonl              which runs ended how: an index, so that nobody has to look at every run
     locks/                            who compiles what
 
-An attempt is over when another event follows it, or when it is stale. On the machine of its holder the kernel knows: a
-process that is gone (or its id is another's by now) is stale at once. Otherwise stale is a heartbeat that has not changed for
-`lease` seconds of the observer's own monotonic clock, the observer's lease or the holder's, which its event says, whichever is
-longer; two machines' clocks are never compared. That a worker only seemed
-dead costs what it did since: it can not publish any more.
+An attempt is over when another event follows it, or when it is silent (sweeps.silence). That a worker only seemed dead costs
+what it did since: it can not publish any more.
 """
 
 import contextlib
@@ -20,41 +17,26 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lab import plan_file, records, spec
-from lab.plan_file import Rows
-from sweeps.claim import BEATS_A_LEASE, HEARTBEAT, Claim
+from lab import records, spec
+from sweeps.claim import BEATS_A_LEASE, Claim
 from sweeps.compile_locks import CompileLocks
-from sweeps.files import CONDITIONAL_PUT, Files, Objects, check_name, files_at
+from sweeps.files import CONDITIONAL_PUT, Objects, check_name, files_at
 from sweeps.history import Event, History, Owner
 from sweeps.index import Ended, Index
 from sweeps.mirror import Mirror
+from sweeps.planned import Planned
+from sweeps.silence import Silence
+from sweeps.status import Status, last_metrics, of_ended
 
 FAILED, LOG = "failed.json", "log.txt"
-OWN = ("runs", "logs", "locks", "ended", "groups", "code", "slurm")  # what may be there when the plan is not
 LEASE_SECONDS = 60.0
 MAX_DEATHS = 5  # of workers on one run, one after another, without a new checkpoint: it kills them
-TAIL_BYTES = 8192  # of metrics.jsonl, read for its last line
-State = Literal["waiting", "running", "done", "diverged", "failed", "cancelled", "damaged"]
 Reason = Literal["error", "out_of_memory", "hang", "crash"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    run_id: str
-    state: State
-    step: int | None = None
-    loss: float | None = None
-    share: float = 0.0  # of the run's budget that is spent
-    held_by: str = ""
-    attempts: int = 0
-    reason: str = ""  # why it failed; of a damaged one, which file can not be read and what to do
 
 
 class Store:
@@ -74,62 +56,25 @@ class Store:
         self.mirror = Mirror(self.files) if isinstance(self.files, Objects) else None
         self.local = self.mirror.local if self.mirror else Path(root)  # where this machine trains, and logs
         self.compiling = CompileLocks(self.local / "locks")
-        self.lease, self.hang_seconds, self._clock = lease, hang_seconds, clock
-        self._observed: dict[str, tuple[str, bytes, float]] = {}  # run: token, heartbeat, when that was first seen
+        self.lease, self.hang_seconds = lease, hang_seconds
+        self.silence = Silence(self.files, lease=lease, clock=clock)
+        self._planned = Planned(self.files)
         self.index = Index(self.files)
 
     # ---- plan ---------------------------------------------------------------------------------------------------
 
     def write_plan(self, plan: Mapping[str, Any], *, replace: bool = False) -> str:
-        """Writes plan.json and says what changed. What is done is kept: a run's id is its content.
+        """As sweeps.planned.Planned.write."""
+        return self._planned.write(plan, replace=replace)
 
-        Refuses another study's directory, and, without `replace`, a plan that no longer has runs which were begun.
-        """
-        ids = [row["run_id"] for row in plan["runs"]] if not isinstance(plan["runs"], Rows) else plan["runs"].ids
-        for run_id in ids:
-            check_name("run_id", run_id)
-        text = plan_file.to_text(plan)
-        if not self.files.exists(records.PLAN):
-            strange = [name for name in self.files.names("") if name not in OWN and not name.startswith(".")]
-            if strange:
-                raise ValueError(f"{self.root}: no study's directory, it holds {strange[0]}; give a new one (--out)")
-            self.files.write(records.PLAN, text)
-            return f"new plan of {len(ids)} rows"
-        before_text = self.files.read(records.PLAN)
-        old = plan_file.from_text(before_text, f"{self.files}/{records.PLAN}")
-        if old["study"]["name"] != plan["study"]["name"]:
-            raise ValueError(
-                f"{self.root}: holds study {old['study']['name']!r}, not {plan['study']['name']!r}; "
-                "two studies can not share a directory: give another --out"
-            )
-        before, after = set(old["runs"].ids), set(ids)
-        begun = sorted((before - after) & set(self.files.names("runs")))
-        difference = f"{len(after - before)} runs added, {len(before - after)} dropped, {len(before & after)} kept"
-        if begun and not replace:
-            raise ValueError(
-                f"{self.root}: the plan changed under its runs: {difference}; {len(begun)} of the dropped ones were begun "
-                f"({', '.join(begun[:3])}{', ...' if len(begun) > 3 else ''}). --replace-plan plans anew and keeps their "
-                "directories; --out DIR leaves this study as it is"
-            )
-        if before_text != text:
-            self.files.write(records.PLAN, text)
-            for cached in ("plan", "runs"):
-                self.__dict__.pop(cached, None)
-        return difference
-
-    @cached_property
+    @property
     def plan(self) -> dict[str, Any]:
-        try:
-            return plan_file.from_text(self.files.read(records.PLAN), f"{self.files}/{records.PLAN}")
-        except FileNotFoundError:
-            raise ValueError(
-                f"{self.files}: no {records.PLAN} here; give the directory that `lab run` or `lab plan --out` wrote"
-            ) from None
+        return self._planned.content
 
-    @cached_property
+    @property
     def runs(self) -> Mapping[str, dict[str, Any]]:
         """One row of the plan for each run, in order; parsed when it is asked for."""
-        return _ByRun(self.plan["runs"])
+        return self._planned.runs
 
     def directory(self, run_id: str) -> Path:
         """Where it lies on this machine."""
@@ -149,13 +94,16 @@ class Store:
 
     def check_alone(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Where that can not be told: raises ValueError if another worker's heartbeat changes within a lease."""
-        while not self.files.exclusive and (others := [s for s in self.status() if s.state == "running"]):
-            beats = {s.run_id: self._observed[s.run_id] for s in others}
+        while not self.files.exclusive and (others := self._running()):
+            beats = {s.run_id: self.silence.seen(self._directory(s.run_id)) for s in others}
             sleep(self.lease / BEATS_A_LEASE)
-            for s in self.status():
-                if s.state == "running" and s.run_id in beats and self._observed[s.run_id] != beats[s.run_id]:
+            for s in self._running():
+                if s.run_id in beats and self.silence.seen(self._directory(s.run_id)) != beats[s.run_id]:
                     log.error("%s is held by %s", s.run_id, s.held_by)
                     self.check_shared()
+
+    def _running(self) -> list[Status]:
+        return [s for s in self.status() if s.state == "running"]
 
     # ---- claims -------------------------------------------------------------------------------------------------
 
@@ -177,7 +125,9 @@ class Store:
         """The next attempt at a run, held by `owner` (default: this process); None if it is held, or has ended."""
         history, directory = self.history(run_id), self._directory(run_id)
         last = history.last()
-        if last is not None and (last.kind in ("ended", "cancelled") or self._holds(run_id, last)):
+        if last is not None and (
+            last.kind in ("ended", "cancelled") or self.silence.holds(self._directory(run_id), last)
+        ):
             return None
         earlier = self._earlier(run_id)
         from_step = self.checkpointed(run_id)
@@ -246,23 +196,6 @@ class Store:
                 return run
         self.files.write(name, json.dumps(content, indent=1).encode() + b"\n")
         return run
-
-    def _holds(self, run_id: str, event: Event) -> bool:
-        if event.kind != "attempt":
-            return False
-        owner = event.owner
-        if owner.alive() is False:
-            return False
-        name = f"{self._directory(run_id)}/{event.directory}/{HEARTBEAT}"
-        try:
-            beat = self.files.read(name)  # only whether it changes matters
-        except FileNotFoundError:
-            beat = b""
-        now, shown = self._clock(), (owner.token, beat)
-        before = self._observed.get(run_id)
-        if before is None or before[:2] != shown:
-            before = self._observed[run_id] = (*shown, now)
-        return now - before[2] < max(self.lease, event.content.get("lease", 0.0))
 
     # ---- ends ---------------------------------------------------------------------------------------------------
 
@@ -412,7 +345,7 @@ class Store:
         return [
             Status(run_id=run_id, state="waiting")
             if run_id not in begun
-            else _status_of(self.index[run_id])
+            else of_ended(self.index[run_id])
             if run_id in self.index
             else self._status(run_id)
             for run_id in self.runs
@@ -430,13 +363,13 @@ class Store:
         if last is None:
             return Status(run_id=run_id, state="waiting")
         if last.kind == "ended":
-            return _status_of(self._complete(run_id, last, reading=True))
+            return of_ended(self._complete(run_id, last, reading=True))
         attempts = self._attempts(history)
         if last.kind == "cancelled":
             return Status(run_id=run_id, state="cancelled", attempts=attempts)
         names = (f"{attempt}/{records.METRICS}" for attempt in self._earlier(run_id))
-        line = next((found for name in names if (found := _last_metrics(self.files, name))), {})
-        running = self._holds(run_id, last)
+        line = next((found for name in names if (found := last_metrics(self.files, name))), {})
+        running = self.silence.holds(self._directory(run_id), last)
         return Status(
             run_id=run_id,
             state="running" if running else "waiting",
@@ -446,47 +379,3 @@ class Store:
             held_by=f"{last.owner.host} process {last.owner.pid}" if running else "",
             attempts=attempts,
         )
-
-
-class _ByRun(Mapping[str, dict[str, Any]]):
-    """The first of a plan's rows for each run: an A/A comparison has two."""
-
-    def __init__(self, rows: Rows):
-        self._rows, self._index = rows, {}
-        for index, run_id in enumerate(rows.ids):
-            check_name("run_id", run_id)
-            self._index.setdefault(run_id, index)
-
-    def __getitem__(self, run_id: str) -> dict[str, Any]:
-        return self._rows[self._index[run_id]]
-
-    def __contains__(self, run_id: object) -> bool:
-        return run_id in self._index
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-
-def _status_of(e: Ended) -> Status:
-    share = 1.0 if e.state in ("done", "diverged") else 0.0
-    return Status(run_id=e.run_id, state=e.state, step=e.step, loss=e.loss, share=share, attempts=e.attempts,
-                  reason=e.reason)  # fmt: skip
-
-
-def _last_metrics(files: Files, name: str) -> dict[str, Any]:
-    """The last whole line with a training loss, looked for at the file's end only."""
-    try:
-        lines = files.tail(name, TAIL_BYTES).splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, RecursionError):  # torn: the writer is at it, or was killed
-            content = json.loads(line)
-            if isinstance(content, dict) and "loss" in content:
-                numbers = {k: content.get(k, 0) for k in ("step", "loss", "share")}
-                if all(isinstance(value, int | float) for value in numbers.values()):
-                    return numbers
-    return {}
