@@ -2,14 +2,17 @@
 
 import multiprocessing
 import os
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from lab import records
 from lab.spec import to_json
 from runs import make_run
 from sweeps.claim import Claim
 from sweeps.history import Owner
+from sweeps.launch.settings import Settings
 from sweeps.store import Store
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -54,3 +57,32 @@ def gone() -> Owner:
     assert process.pid is not None
     process.join()
     return replace(Owner.here(), pid=process.pid, started=1)
+
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from lab import records
+from sweeps.launch.worker import work
+from sweeps.store import Store
+
+store = Store(Path(sys.argv[1]))
+killers = sys.argv[2].split(",")
+
+def train(runs, claims, superseded):
+    for run, claim in zip(runs, claims):
+        if run.run_id in killers or "all" in killers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        outcome = {"steps": 8, "loss": 1.5, "spent": {"exact": 100}}
+        records.write_json(claim.run_dir / "result.json",
+                           {"schema": 1, "run_id": run.run_id, "status": "done", "outcome": outcome})
+
+work(store, train, lambda run: "one", pack_size=lambda run: int(sys.argv[3]))
+"""
+
+
+def workers_die_of(monkeypatch, tmp_path: Path, killers: str, pack: int) -> None:
+    """Launchers start workers that are killed by these runs (ids with commas, or "all") and that pretend to train the others."""
+    (tmp_path / "killer.py").write_text(KILLER)
+    monkeypatch.setattr(Settings, "command", lambda self, study, *, workers, cores=():
+                        [sys.executable, str(tmp_path / "killer.py"), str(study), killers, str(pack)])  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 
 import sweeps
 from lab import records
+from small_studies import workers_die_of
 from sweeps.launch import local
 from sweeps.store import Store
 
@@ -78,35 +79,13 @@ def test_workers_that_always_die_are_given_up(plan, tmp_path, monkeypatch):
         local.start(store.root, [local.Slot()], poll_seconds=0.01, backoff_seconds=0.01)
 
 
-KILLER = """
-import os, signal, sys
-from pathlib import Path
-from lab import records
-from sweeps.launch.worker import work
-from sweeps.store import Store
-
-store = Store(Path(sys.argv[1]))
-killers = sys.argv[2].split(",")
-
-def train(runs, claims, superseded):
-    for run, claim in zip(runs, claims):
-        if run.run_id in killers or "all" in killers:
-            os.kill(os.getpid(), signal.SIGKILL)
-        outcome = {"steps": 8, "loss": 1.5, "spent": {"exact": 100}}
-        records.write_json(claim.run_dir / "result.json",
-                           {"schema": 1, "run_id": run.run_id, "status": "done", "outcome": outcome})
-
-work(store, train, lambda run: "one", pack_size=lambda run: int(sys.argv[3]))
-"""
-
-
 @pytest.mark.parametrize("pack", [1, 3])
 @pytest.mark.parametrize("places", [1, 2])
 def test_a_run_that_kills_its_worker_fails_and_stops_no_other(plan, tmp_path, monkeypatch, places, pack):
     store = Store(tmp_path / "out")
     store.write_plan(plan.to_json())
     killers = list(store.runs)[1:3]
-    _workers_are(monkeypatch, tmp_path, ",".join(killers), pack)
+    workers_die_of(monkeypatch, tmp_path, ",".join(killers), pack)
     local.start(store.root, [local.Slot()] * places, poll_seconds=0.02, backoff_seconds=0.01)
     states = {s.run_id: (s.state, s.reason) for s in store.status()}
     assert states == {i: ("failed", "crash") if i in killers else ("done", "") for i in store.runs}
@@ -116,7 +95,7 @@ def test_a_machine_that_kills_everything_is_not_fought(plan, tmp_path, monkeypat
     """It is given up before a run is blamed."""
     store = Store(tmp_path / "out")
     store.write_plan(plan.to_json())
-    _workers_are(monkeypatch, tmp_path, "all", 1)
+    workers_die_of(monkeypatch, tmp_path, "all", 1)
     with pytest.raises(ValueError, match=r"6 runs are left"):
         local.start(store.root, [local.Slot()], poll_seconds=0.02, backoff_seconds=0.01)
     assert {s.state for s in store.status()} == {"waiting"}
@@ -127,7 +106,7 @@ def test_a_study_that_can_not_be_read_for_a_while_stops_no_worker(plan, tmp_path
     store = Store(tmp_path / "out")
     store.write_plan(plan.to_json())
     killer = next(iter(store.runs))
-    _workers_are(monkeypatch, tmp_path, killer, 1)
+    workers_die_of(monkeypatch, tmp_path, killer, 1)
     real, looks = Store.left, []
 
     def left(self):
@@ -145,12 +124,6 @@ def test_a_study_that_can_not_be_read_for_a_while_stops_no_worker(plan, tmp_path
     assert [s.state for s in store.status()] == ["failed"] + ["done"] * 5
     for said in ("Stale file handle", "status failed", "Input/output error"):
         assert caplog.text.count(said) == 1
-
-
-def _workers_are(monkeypatch, tmp_path, killers: str, pack: int) -> None:
-    (tmp_path / "killer.py").write_text(KILLER)
-    monkeypatch.setattr(local.Settings, "command", lambda self, study, *, workers, cores=():
-                        [sys.executable, str(tmp_path / "killer.py"), str(study), killers, str(pack)])  # fmt: skip
 
 
 def test_each_restart_waits_longer(plan, tmp_path, monkeypatch):
