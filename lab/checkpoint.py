@@ -12,6 +12,8 @@ On one host all of this is done by a thread while training goes on; what goes wr
 import copy
 import hashlib
 import logging
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +31,7 @@ logging.getLogger("absl").setLevel(logging.WARNING)
 log = logging.getLogger(__name__)
 DIRECTORY, CHECKSUMS, DAMAGED = "checkpoints", "checksums", "damaged"
 KEEP = 2
+OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in what tensorstore says, whatever the class that it says it with
 
 
 class Saved(NamedTuple):
@@ -90,8 +93,11 @@ class Checkpoints:
     def _write(self, step: int, state: Any, note: dict[str, Any]) -> None:
         one = Saved(step, self.run_dir)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
-        self.manager.save(step, args=arguments, force=True)
-        self.manager.wait_until_finished()
+        try:
+            self.manager.save(step, args=arguments, force=True)
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise (file_error(error, one.path) or error) from error
         if self.alone:
             self._compare(one, state)
         if self.writes:
@@ -173,7 +179,7 @@ class Checkpoints:
             raise ValueError(
                 f"{one.path}: this checkpoint can not be read ({type(error).__name__}: {error}); "
                 "delete that directory to go on from the one before it, or from the start"
-            ) from error
+            ) from (file_error(error, one.path) or error)
         finally:
             if not own:
                 manager.close()
@@ -185,6 +191,12 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
             self.manager.close()
+
+
+def file_error(error: BaseException, path: Path) -> OSError | None:
+    """What the operating system said (a full disk, say), where tensorstore tells it in a message only; None for all else."""
+    said = OS_ERROR.search(str(error))
+    return OSError(int(said[1]), os.strerror(int(said[1])), str(path)) if said else None
 
 
 def damage(one: Saved) -> str:

@@ -27,6 +27,7 @@ from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.evaluate import Interrupted
 from lab.execution import Execution
+from lab.forms import Form
 from lab.mesh import Mesh
 from lab.objectives import Batch
 from lab.preemption import Preempted, Superseded, stop_flag
@@ -94,6 +95,7 @@ def train_together(
     profile: bool = False,
     earlier: Sequence[Sequence[Path]] | None = None,
     superseded: Callable[[], bool] = lambda: False,
+    alive: Callable[[], None] = lambda: None,
     track: Sequence[str] = (),
     labels: Sequence[Mapping[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
@@ -101,7 +103,8 @@ def train_together(
     are stacked, one program advances them all. Raises ValueError for runs of different programs.
 
     Each ends at its own time: its result is written then, and the others go on. A pack that the device has no memory for,
-    or whose runs were begun with other settings, is cut in halves that are trained one after another.
+    or whose runs were begun with other settings, is cut in halves that are trained one after another. alive() is called
+    whenever they got further: after a dispatch, a batch of an evaluation, a checkpoint.
     """
     track = tracking.read(track)
     results = [_finished(run, Path(run_dir)) for run, run_dir in zip(runs, run_dirs, strict=True)]
@@ -114,6 +117,7 @@ def train_together(
         compile_lock=compile_lock,
         checkpoint_seconds=checkpoint_seconds,
         superseded=superseded,
+        alive=alive,
         track=track,
     )
     use_compilation_cache()
@@ -165,6 +169,7 @@ def _train(
     on: Mesh | None,
     checkpoint_seconds: float,
     superseded: Callable[[], bool],
+    alive: Callable[[], None],
     track: Sequence[str],
     profile: bool = False,
     halve: bool = False,
@@ -184,7 +189,7 @@ def _train(
         p = _one_program(attempts, where)
         with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
             built = compiled(p)
-        _loop(attempts, p, built, clock, on_progress, checkpoint_seconds, superseded, profile)
+        _loop(attempts, p, built, clock, on_progress, checkpoint_seconds, superseded, alive, profile)
     finally:
         with contextlib.ExitStack() as closing:  # all of them, whatever one of them raises
             closing.callback(
@@ -229,6 +234,7 @@ def _loop(
     on_progress: Callable[[int, int, float | None, float], None] | None,
     checkpoint_seconds: float,
     superseded: Callable[[], bool],
+    alive: Callable[[], None],
     profile: bool,
 ) -> None:
     """Advances all attempts until each has its result."""
@@ -243,6 +249,7 @@ def _loop(
     def absorb(sent: _Dispatch) -> None:
         """Reads the metrics of a dispatch that was sent off earlier."""
         losses, norms = np.asarray(sent.losses), np.asarray(sent.norms)
+        alive()
         for lane, (first, rates) in sent.taken.items():
             attempt, column = attempts[lane], (..., lane) if p.pack > 1 else ...
             if attempt.diverged_at is not None:
@@ -250,6 +257,17 @@ def _loop(
             mean = attempt.absorb(first, rates, losses[column], norms[column])
             if mean is not None and on_progress:
                 on_progress(first + len(rates), attempt.steps, mean, attempt.speed("tokens"))
+
+    def losses_of(own: Any) -> Callable[[Form, Batch], Any]:
+        def target_losses(form: Form, batch: Batch) -> Any:
+            alive()  # the batch before this one has been read
+            return built.target_losses(form, own["params"], batch)
+
+        return target_losses
+
+    def save(attempt: Attempt, own: Any) -> None:
+        attempt.save(own)
+        alive()
 
     def finish(lane: int) -> None:
         """An attempt that has spent its budget or diverged: saved, evaluated and written down."""
@@ -259,8 +277,8 @@ def _loop(
         speed, peak, tokens = attempt.speed("exact", trained), hardware.peak_flops(), attempt.speed("tokens", trained)
         if attempt.diverged_at is None:
             own = built.part(state, lane)
-            attempt.save(own)
-            final = attempt.evaluate(lambda form, batch: built.target_losses(form, own["params"], batch), asked)
+            save(attempt, own)
+            final = attempt.evaluate(losses_of(own), asked)
             digest = parameter_hash(own["params"], gather)
             for name in ("evaluate", "checkpoint"):  # what ending took belongs to the whole, not to the loop
                 share[name] = clock.seconds[name] / len(attempts)
@@ -309,17 +327,14 @@ def _loop(
                     continue
                 try:
                     if attempt.diverged_at is None and attempt.evaluates:
-                        own = built.part(state, lane)
-                        attempt.record_evaluation(
-                            lambda form, batch, own=own: built.target_losses(form, own["params"], batch), asked
-                        )
+                        attempt.record_evaluation(losses_of(built.part(state, lane)), asked)
                     if not attempt.spends:
                         finish(lane)
                         continue
                 except Interrupted:
                     stopping, ousted = stopping or stop.is_set(), ousted or superseded()
                 if due or stopping or ousted:
-                    attempt.save(built.part(state, lane))
+                    save(attempt, built.part(state, lane))
             if due:
                 saved_at = time.monotonic()
             if any(attempt.running for attempt in attempts):

@@ -6,8 +6,7 @@ import json
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,24 @@ log = logging.getLogger(__name__)
 
 
 HEARTBEAT = "heartbeat.json"
+BEATS_A_LEASE = 6
+LOOKS = 8  # of the watchdog, in the time that it allows
+COMPILING = 4.0  # times hang_seconds that the first compilation, and waiting for who compiles, may take
+LAST_SECONDS = 60.0  # that a process which ends itself has to say so: that is written to what may hang too
 
 
 class Claim:
     """`with claim:` renews it from a thread, and releases it at the end, however that comes.
 
     `lost` is set once another event follows this attempt: another worker held this one for dead, or the run was cancelled.
-    Nothing that is written for the run after that counts. `progress()` says that the run goes on; where nothing has said so
-    for `hang_seconds`, `hung(claim)` records it and the process is ended, since a thread that hangs can not be.
+    Nothing that is written for the run after that counts. It is set too where no heartbeat could be written for `lease`
+    seconds, since others may take the run then.
+
+    While the run is `watched()`, `progress()` says that it goes on; where nothing has said so for `hang_seconds` (`COMPILING`
+    times as long in `compiling()`), `hung(claim)` records it and the process is ended, since a thread that hangs can not be.
+    Of runs that train side by side nobody can tell which one hangs: none is blamed, and the process ends as if it was
+    killed, so that each is tried by itself (sweeps.queue). A thread that touches no file watches over both, and counts only
+    seconds in which it ran: a process that was stopped meanwhile has not hung.
     """
 
     def __init__(
@@ -41,7 +50,7 @@ class Claim:
         history: History,
         event: Event,
         earlier: list[Path],
-        beat_seconds: float,
+        lease: float,
         hang_seconds: float | None = None,
         hung: Callable[["Claim"], None] | None = None,
         mirror: Mirror | None = None,
@@ -54,14 +63,42 @@ class Claim:
         self._run, self._ended = directory, False
         self.lost = threading.Event()
         self.hang_seconds, self.hung = hang_seconds, hung
-        self._files, self._beat, self._beat_seconds, self._over = files, 0, beat_seconds, False
-        self._moved = time.monotonic()
+        self._files, self._beat, self._over = files, 0, False
+        self._lease, self._beat_seconds = lease, lease / BEATS_A_LEASE
+        self._look_seconds = min(lease, hang_seconds or lease) / LOOKS
+        self._silent = self._idle = 0.0  # seconds without a heartbeat, and without progress, that the watchdog counted
+        self.patience: float | None = None  # seconds without progress; None: not watched
+        self._alone = True
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._mirror, self._mirroring = mirror, contextlib.ExitStack()
 
     def progress(self) -> None:
-        self._moved = time.monotonic()
+        self._idle = 0.0
+
+    @contextlib.contextmanager
+    def watched(self, *, alone: bool) -> Iterator[None]:
+        """While it trains: a claim that waits for its turn does not hang. alone: whether no other run trains beside it."""
+        self._alone = alone
+        with self._patient(self.hang_seconds):
+            yield
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Nothing tells a compiler that is slow from one that hangs but time."""
+        with self._patient(self.hang_seconds and COMPILING * self.hang_seconds):
+            yield
+
+    @contextlib.contextmanager
+    def _patient(self, seconds: float | None) -> Iterator[None]:
+        before = self.patience
+        self.progress()
+        self.patience = seconds
+        try:
+            yield
+        finally:
+            self.progress()
+            self.patience = before
 
     def renew(self) -> bool:
         """Shows others a changed heartbeat; False if the run has been taken over, cancelled or deleted."""
@@ -100,13 +137,14 @@ class Claim:
     def release(self) -> None:
         """Lets others have the run, where this attempt has not ended. Safe to call again."""
         self._stop.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        for thread in self._threads:
+            thread.join(self._lease)  # no longer: a file system that hangs may hold it
         if not self._over:
             self.send()
             self.follow("released")
 
-    def _renew_until_released(self) -> None:
+    def _beat_until_released(self) -> None:
+        said = False
         while not self._stop.wait(self._beat_seconds):
             try:
                 if not self.renew():
@@ -116,22 +154,36 @@ class Claim:
                         self.attempt,
                     )
                     return
-            except OSError as error:
-                # A full disk or a server that is away, perhaps for one beat only.
-                log.warning("%s: the claim could not be renewed: %s", self.run_id, error)
-            if self.hang_seconds is not None and time.monotonic() - self._moved > self.hang_seconds:
-                log.error("%s: no step for %.0f s: this worker ends itself", self.run_id, self.hang_seconds)
-                faulthandler.dump_traceback(all_threads=True)
+                self._silent, said = 0.0, False
+            except Exception as error:  # of a full disk or a server that is away, for which each store has its own
+                if not said:
+                    log.warning("%s: the claim could not be renewed, and is tried again: %s", self.run_id, error)
+                said = True
+
+    def _watch_until_released(self) -> None:
+        while not self._stop.wait(self._look_seconds):
+            self._silent += self._look_seconds
+            self._idle += self._look_seconds
+            if self._silent > self._lease and not self.lost.is_set():
+                self.lost.set()
+                _aside(lambda: log.error("%s: no heartbeat for %.0f s: others may have it", self.run_id, self._lease))
+            if self.patience is not None and self._idle > self.patience:
                 try:
-                    if self.hung is not None:
-                        self.hung(self)
+                    _aside(self._say_that_it_hangs).join(LAST_SECONDS)
                 finally:
                     os._exit(AGAIN)
 
+    def _say_that_it_hangs(self) -> None:
+        beside = "" if self._alone else ", beside others: each is tried by itself"
+        log.error("%s: no step for %.0f s%s; this worker ends itself", self.run_id, self.patience, beside)
+        faulthandler.dump_traceback(all_threads=True)
+        if self.hung is not None and self._alone:
+            self.hung(self)
+
     def __enter__(self) -> "Claim":
-        self.progress()
-        self._thread = threading.Thread(target=self._renew_until_released, name=f"claim {self.run_id}", daemon=True)
-        self._thread.start()
+        for target in (self._beat_until_released, self._watch_until_released):
+            self._threads.append(threading.Thread(target=target, name=f"claim {self.run_id}", daemon=True))
+            self._threads[-1].start()
         if self._mirror is not None:
             self._mirroring.enter_context(self._mirror.kept_up(self._name, self.lost))
         return self
@@ -146,3 +198,10 @@ class Claim:
             self._mirroring.close()
             if self._mirror is not None:
                 self._mirror.drop(self._run if self._ended else self._name)
+
+
+def _aside(what: Callable[[], None]) -> threading.Thread:
+    """Begins it in a thread of its own, which may never end."""
+    thread = threading.Thread(target=what, name="last words", daemon=True)
+    thread.start()
+    return thread

@@ -51,11 +51,11 @@ class Files(Protocol):
         ...
 
     def sizes(self, directory: str) -> dict[str, int]:
-        """Bytes of every file in it, however deep, by name."""
+        """Bytes of every file in it, however deep, by name; nothing where a link leads out of the study."""
         ...
 
     def remove_all(self, directory: str) -> None:
-        """Does nothing where it is not there."""
+        """Does nothing where it is not there, or where a link leads out of the study."""
         ...
 
 
@@ -136,11 +136,18 @@ class Directory:
         self.path(name).unlink(missing_ok=True)
 
     def sizes(self, directory: str) -> dict[str, int]:
+        if not self._is_inside(directory):
+            return {}
         found = self.path(directory).rglob("*")
         return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in found if path.is_file()}
 
     def remove_all(self, directory: str) -> None:
-        shutil.rmtree(self.path(directory), ignore_errors=True)
+        if self._is_inside(directory):
+            shutil.rmtree(self.path(directory), ignore_errors=True)
+
+    def _is_inside(self, name: str) -> bool:
+        """Whether it lies below the root, also where a part of its path is a link."""
+        return self.path(name).resolve().is_relative_to(self.root.resolve())
 
 
 class Objects:
@@ -228,6 +235,14 @@ def is_remote(root: Path | str) -> bool:
 
 def files_at(root: Path | str) -> Directory | Objects:
     return Objects(str(root)) if is_remote(root) else Directory(Path(root))
+
+
+def check_path(name: str) -> None:
+    """Of a file in an object store, where keys may be anything: raises ValueError unless it names one below the study."""
+    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(
+            f"object {name!r}: this key leaves the study's directory, and is not brought here; delete it there"
+        )
 
 
 def check_name(field: str, name: str) -> None:

@@ -18,7 +18,7 @@ import re
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,8 +27,9 @@ from lab import records
 from sweeps.files import Files
 
 Kind = Literal["attempt", "released", "ended", "retry", "cancelled"]
-EVENT = re.compile(r"(\d{4,})\.json")
-PLACE = re.compile(rf"{records.ATTEMPTS}/\d{{4,}}-[0-9a-f]{{8}}")
+EVENT = re.compile(r"([0-9]{4,})\.json")
+PLACE = re.compile(rf"{records.ATTEMPTS}/[0-9]{{4,}}-[0-9a-f]{{8}}")
+ENDS = ("done", "diverged", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,12 @@ class History:
         return f"{self.directory}/{number:04d}.json"
 
     def numbers(self) -> list[int]:
-        return sorted(int(found[1]) for name in self.files.names(self.directory) if (found := EVENT.fullmatch(name)))
+        """1 to n; raises ValueError where one between them is missing: what came after it can not be trusted."""
+        numbers = sorted(int(found[1]) for name in self.files.names(self.directory) if (found := EVENT.fullmatch(name)))
+        if numbers and numbers[-1] != len(numbers):
+            missing = next(wanted for wanted, number in enumerate(numbers, 1) if wanted != number)
+            raise self._damage(missing, "is missing, while a later one is there")
+        return numbers
 
     def last(self) -> Event | None:
         numbers = self.numbers()
@@ -116,21 +122,36 @@ class History:
     def read(self, number: int) -> Event:
         """Raises ValueError naming a file that is no event: nobody goes on from what can not be read."""
         path = f"{self.files}/{self.name(number)}"
-        content = records.parse_json(self.files.read(self.name(number)), path)
         try:
-            event = Event(number=number, kind=content["kind"], content=content)
-            named = (
-                event.directory if event.kind == "attempt" else content["attempt"] if event.kind == "ended" else None
-            )
-            if named is not None and not (isinstance(named, str) and PLACE.fullmatch(named)):
-                raise KeyError(f"attempt {named!r}")  # it may name files of this run's directory and no others
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not an event ({error!r}); delete it, once nobody works on this run") from error
-        if event.kind not in get_args(Kind):
-            raise ValueError(
-                f"{path}: kind {event.kind!r} is not this version's; read it with the version that wrote it"
-            )
+            content = records.parse_json(self.files.read(self.name(number)), path)
+        except ValueError as error:
+            if error.__cause__ is None:  # whole, and of another version
+                raise
+            raise self._damage(number, f"not a whole JSON file ({error.__cause__})") from error
+        kind = content.get("kind")
+        if isinstance(kind, str) and kind not in get_args(Kind):
+            raise ValueError(f"{path}: kind {kind!r} is not this version's; read it with the version that wrote it")
+        if wrong := _wrong(content):
+            raise self._damage(number, f"not an event ({wrong})")
+        event = Event(number=number, kind=content["kind"], content=content)
+        named = event.directory if kind == "attempt" else content["attempt"] if kind == "ended" else None
+        if named is not None and not PLACE.fullmatch(named):  # it may name files of this run's directory and no others
+            raise self._damage(number, f"not an event (attempt {named!r})")
         return event
+
+    def _damage(self, number: int, what: str) -> ValueError:
+        run = f"{self.files}/{self.directory.rpartition('/')[0]}"
+        return ValueError(
+            f"{self.files}/{self.name(number)}: {what}; restore it, or, once nobody works on it, delete {run} to train it again"
+        )
+
+    def deaths(self, last: Event | None) -> tuple[int, int]:
+        """How many attempts up to `last`, one after another, came to nothing and began at the same step; and that step."""
+        count, step = 0, last.content.get("from_step", 0) if last else 0
+        while last is not None and last.kind == "attempt" and last.content.get("from_step", 0) == step:
+            count += 1
+            last = self.read(last.number - 1) if last.number > 1 else None
+        return count, step
 
     def append(self, after: Event | int | None, kind: Kind, **content: Any) -> Event | None:
         """The event that follows `after`; None where something else followed it already."""
@@ -148,3 +169,33 @@ class History:
 
     def attempt(self, after: Event | None, owner: Owner, **content: Any) -> Event | None:
         return self.append(after, "attempt", owner=asdict(owner), **content)
+
+
+def _wrong(content: Mapping[str, Any]) -> str:
+    """What an event must have and has not, or has of another type; '' where it has all."""
+
+    def named(where: Mapping[str, Any], **types: type | tuple[type, ...]) -> str:
+        return next((n for n, one in types.items() if n not in where or not _is(where[n], one)), "")
+
+    kind = content.get("kind")
+    if not isinstance(kind, str):
+        return "kind"
+    if not isinstance(content.get("began", ""), str):
+        return "began"
+    if kind == "ended":
+        says = {"reason": str, "error": str} if content.get("status") == "failed" else {"sha256": str}
+        return "status" if content.get("status") not in ENDS else named(content, attempt=str, **says)
+    if kind != "attempt":
+        return ""
+    if not isinstance(owner := content.get("owner"), dict) or set(owner) != {f.name for f in fields(Owner)}:
+        return "owner"
+    if wrong := named(owner, host=str, machine=str, pid=int, started=(int, type(None)), token=str):
+        return f"owner.{wrong}"
+    if not 0 < owner["pid"] < 2**31:
+        return "owner.pid"
+    with_defaults = {"from_step": 0, "lease": 0.0, **content}
+    return named(with_defaults, from_step=int, lease=(int, float))
+
+
+def _is(value: Any, wanted: type | tuple[type, ...]) -> bool:
+    return isinstance(value, wanted) and not isinstance(value, bool)

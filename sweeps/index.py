@@ -31,6 +31,21 @@ class Ended:
     reason: str = ""
 
 
+STATES = ("done", "diverged", "failed", "cancelled", "waiting")
+
+
+def _is_whole(one: Ended) -> bool:
+    """Whether each field is what the class says: a line is data, and may have been edited or mixed up on the disk."""
+    texts, counts = (one.run_id, one.began, one.reason), (one.event, one.exact, one.attempts)
+    numbers = [*counts, *(value for value in (one.step, one.loss) if value is not None)]
+    return (
+        one.state in STATES
+        and all(isinstance(value, str) for value in texts)
+        and all(isinstance(value, int) for value in counts)
+        and all(isinstance(value, int | float) for value in numbers)
+    )
+
+
 class Index:
     def __init__(self, files: Files):
         self.files, self._name = files, f"{DIRECTORY}/{uuid.uuid4().hex}.jsonl"
@@ -71,8 +86,9 @@ class Index:
             whole = new[: new.rfind(b"\n") + 1]  # its writer may be at the last line
             self._read[name] = done + len(whole)
             for line in whole.splitlines():
-                with contextlib.suppress(ValueError, TypeError):
-                    self._put(Ended(**json.loads(line)))
+                with contextlib.suppress(ValueError, TypeError, RecursionError):
+                    if _is_whole(one := Ended(**json.loads(line))):
+                        self._put(one)
 
     def _from(self, name: str, start: int) -> bytes:
         if isinstance(self.files, Directory):

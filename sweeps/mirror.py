@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab import records
 from lab.cache import cache_directory
-from sweeps.files import Objects
+from sweeps.files import Objects, check_path
 
 UP_SECONDS = 10.0
 HELD = 2  # earlier attempts with a checkpoint that come down: should the newest be damaged, there is another
@@ -71,7 +71,8 @@ class Mirror:
             thread.join()
 
     def down(self, names: list[str]) -> list[Path]:
-        """The newest of these attempts' directories (given newest first) that have a checkpoint, as they lie here now."""
+        """The newest of these attempts' directories (given newest first) that have a checkpoint, as they lie here now. Raises
+        ValueError where a key there would be a file outside of them here."""
         found: list[Path] = []
         for name in names:
             if len(found) == HELD:
@@ -81,7 +82,10 @@ class Mirror:
             target = self.local / name
             if not target.exists():
                 partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-                for one in self.files.sizes(name):
+                there = self.files.sizes(name)
+                for one in there:
+                    check_path(one)
+                for one in there:
                     path = partial / one.removeprefix(f"{name}/")
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with contextlib.suppress(FileNotFoundError):  # a checkpoint that is pruned there just now
@@ -108,6 +112,7 @@ class Mirror:
         return target
 
     def _bring(self, name: str, target: Path) -> None:
+        check_path(name)
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

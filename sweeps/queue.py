@@ -1,6 +1,7 @@
 """Which run a worker takes next. Looks at a window of the plan, never at all of it, so that a claim costs the same in a study
 of 100,000 runs as in one of ten."""
 
+import contextlib
 import json
 import logging
 from collections import deque
@@ -19,17 +20,19 @@ Row = dict[str, Any]
 class Queue:
     """The runs of a study that this worker has not seen ended, in the plan's order.
 
-    What other workers hold goes to the end and is looked at again, since they may die.
+    What other workers hold goes to the end and is looked at again, since they may die. So does what dead workers held, since
+    it may have killed them: all else is trained first, and it is taken alone, never together with others.
     """
 
     def __init__(self, store: Store):
         self.store = store
         store.index.refresh()
-        begun = set(store.files.names("runs"))
+        self._begun = begun = set(store.files.names("runs"))
         left = (run_id for run_id in store.runs if not (run_id in store.index and run_id in begun))
         self._later: deque[str] = deque(left)
         self._window: dict[str, Row] = {}
         self._held: dict[str, Row] = {}
+        self._deaths: dict[str, int] = {}  # of what is in _held: attempts that came to nothing, or are under way
         self.program: dict[str, str] = {}  # of the runs that were looked at
 
     def __bool__(self) -> bool:
@@ -40,19 +43,32 @@ class Queue:
         """Claims the run of the window that `preference` puts first (then the plan's order); None if all are held or ended."""
         while True:
             while self._later and len(self._window) < WINDOW:
-                run_id = self._later.popleft()
-                self._window[run_id] = row = self.store.runs[run_id]
-                self.program[run_id] = program_of(row)
+                self._look_at(self._later.popleft())
             if not self._window:
                 break
             row = min(self._window.values(), key=preference)  # the first of equals
             if (claim := self._claim(row)) is not None:
                 return claim
         self.store.index.refresh()
-        for row in sorted(list(self._held.values()), key=preference):
+        for row in sorted(self._held.values(), key=lambda row: (*self._suspicion(row), preference(row))):
             if (claim := self._claim(row)) is not None:
                 return claim
         return None
+
+    def _look_at(self, run_id: str) -> None:
+        row = self.store.runs[run_id]
+        self.program[run_id] = program_of(row)
+        with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, which is said when it is claimed
+            history = self.store.history(run_id)
+            if run_id in self._begun and (deaths := history.deaths(history.last())[0]):
+                self._held[run_id], self._deaths[run_id] = row, deaths
+                return
+        self._window[run_id] = row
+
+    def _suspicion(self, row: Row) -> tuple[bool, int]:
+        """What nobody died of comes first; of the others the worst, so that it is done with before the next is tried."""
+        deaths = self._deaths.get(row["run_id"], 0)
+        return deaths > 0, -deaths
 
     def like(self, row: Row, most: int) -> Iterator[Claim]:
         """Claims up to `most` more runs of the window that share a program with `row`."""
@@ -80,6 +96,9 @@ class Queue:
             claim = self.store.claim(run_id)
             if claim is None and not self.store.ended(run_id):
                 self._held[run_id] = row
+        except FileNotFoundError:  # its directory is being deleted: look again
+            self._held[run_id] = row
+            return None
         except ValueError as error:
             log.error("%s is left out: %s", run_id, error)
             return None

@@ -8,10 +8,8 @@
     ended/<worker>.jsonl              which runs ended how: an index, so that nobody has to look at every run
     locks/                            who compiles what
 
-An attempt is over when another event follows it, or when it is stale. On the machine of its holder the kernel knows: a
-process that is gone (or its id is another's by now) is stale at once. Otherwise stale is a heartbeat that has not changed for
-`lease` seconds of the observer's own monotonic clock; two machines' clocks are never compared. That a worker only seemed
-dead costs what it did since: it can not publish any more.
+An attempt is over when another event follows it, or when it is silent (sweeps.silence). That a worker only seemed dead costs
+what it did since: it can not publish any more.
 """
 
 import contextlib
@@ -19,47 +17,31 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lab import plan_file, records, spec
-from lab.plan_file import Rows
-from sweeps.claim import HEARTBEAT, Claim
+from lab import records, spec
+from sweeps.claim import BEATS_A_LEASE, Claim
 from sweeps.compile_locks import CompileLocks
-from sweeps.files import CONDITIONAL_PUT, Files, Objects, check_name, files_at
+from sweeps.files import CONDITIONAL_PUT, Objects, check_name, files_at
 from sweeps.history import Event, History, Owner
 from sweeps.index import Ended, Index
 from sweeps.mirror import Mirror
+from sweeps.planned import Planned
+from sweeps.silence import Silence
+from sweeps.status import Status, last_metrics, of_ended
 
 FAILED, LOG = "failed.json", "log.txt"
-OWN = ("runs", "logs", "locks", "ended", "groups", "code", "slurm")  # what may be there when the plan is not
 LEASE_SECONDS = 60.0
-BEATS_A_LEASE = 6
-MAX_DEATHS = 10  # of workers on one run, one after another, without a new checkpoint: it kills them
-TAIL_BYTES = 8192  # of metrics.jsonl, read for its last line
-State = Literal["waiting", "running", "done", "diverged", "failed", "cancelled", "damaged"]
+MAX_DEATHS = 5  # of workers on one run, one after another, without a new checkpoint: it kills them
 Reason = Literal["error", "out_of_memory", "hang", "crash"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    run_id: str
-    state: State
-    step: int | None = None
-    loss: float | None = None
-    share: float = 0.0  # of the run's budget that is spent
-    held_by: str = ""
-    attempts: int = 0
-    reason: str = ""  # why it failed; of a damaged one, which file can not be read and what to do
-
-
 class Store:
-    """The directory of one study. lease: seconds after which a silent worker is given up. hang_seconds: without a step,
-    after which a worker gives up its run (None: never)."""
+    """The directory of one study. lease: seconds after which a silent worker is given up, by this one, and this one by others.
+    hang_seconds: without a step, after which a worker gives up its run (None: never)."""
 
     def __init__(
         self,
@@ -74,62 +56,25 @@ class Store:
         self.mirror = Mirror(self.files) if isinstance(self.files, Objects) else None
         self.local = self.mirror.local if self.mirror else Path(root)  # where this machine trains, and logs
         self.compiling = CompileLocks(self.local / "locks")
-        self.lease, self.hang_seconds, self._clock = lease, hang_seconds, clock
-        self._observed: dict[str, tuple[str, int, float]] = {}  # run: token, beat, when that was first seen
+        self.lease, self.hang_seconds = lease, hang_seconds
+        self.silence = Silence(self.files, lease=lease, clock=clock)
+        self._planned = Planned(self.files)
         self.index = Index(self.files)
 
     # ---- plan ---------------------------------------------------------------------------------------------------
 
     def write_plan(self, plan: Mapping[str, Any], *, replace: bool = False) -> str:
-        """Writes plan.json and says what changed. What is done is kept: a run's id is its content.
+        """As sweeps.planned.Planned.write."""
+        return self._planned.write(plan, replace=replace)
 
-        Refuses another study's directory, and, without `replace`, a plan that no longer has runs which were begun.
-        """
-        ids = [row["run_id"] for row in plan["runs"]] if not isinstance(plan["runs"], Rows) else plan["runs"].ids
-        for run_id in ids:
-            check_name("run_id", run_id)
-        text = plan_file.to_text(plan)
-        if not self.files.exists(records.PLAN):
-            strange = [name for name in self.files.names("") if name not in OWN and not name.startswith(".")]
-            if strange:
-                raise ValueError(f"{self.root}: no study's directory, it holds {strange[0]}; give a new one (--out)")
-            self.files.write(records.PLAN, text)
-            return f"new plan of {len(ids)} rows"
-        before_text = self.files.read(records.PLAN)
-        old = plan_file.from_text(before_text, f"{self.files}/{records.PLAN}")
-        if old["study"]["name"] != plan["study"]["name"]:
-            raise ValueError(
-                f"{self.root}: holds study {old['study']['name']!r}, not {plan['study']['name']!r}; "
-                "two studies can not share a directory: give another --out"
-            )
-        before, after = set(old["runs"].ids), set(ids)
-        begun = sorted((before - after) & set(self.files.names("runs")))
-        difference = f"{len(after - before)} runs added, {len(before - after)} dropped, {len(before & after)} kept"
-        if begun and not replace:
-            raise ValueError(
-                f"{self.root}: the plan changed under its runs: {difference}; {len(begun)} of the dropped ones were begun "
-                f"({', '.join(begun[:3])}{', ...' if len(begun) > 3 else ''}). --replace-plan plans anew and keeps their "
-                "directories; --out DIR leaves this study as it is"
-            )
-        if before_text != text:
-            self.files.write(records.PLAN, text)
-            for cached in ("plan", "runs"):
-                self.__dict__.pop(cached, None)
-        return difference
-
-    @cached_property
+    @property
     def plan(self) -> dict[str, Any]:
-        try:
-            return plan_file.from_text(self.files.read(records.PLAN), f"{self.files}/{records.PLAN}")
-        except FileNotFoundError:
-            raise ValueError(
-                f"{self.files}: no {records.PLAN} here; give the directory that `lab run` or `lab plan --out` wrote"
-            ) from None
+        return self._planned.content
 
-    @cached_property
+    @property
     def runs(self) -> Mapping[str, dict[str, Any]]:
         """One row of the plan for each run, in order; parsed when it is asked for."""
-        return _ByRun(self.plan["runs"])
+        return self._planned.runs
 
     def directory(self, run_id: str) -> Path:
         """Where it lies on this machine."""
@@ -149,13 +94,16 @@ class Store:
 
     def check_alone(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Where that can not be told: raises ValueError if another worker's heartbeat changes within a lease."""
-        while not self.files.exclusive and (others := [s for s in self.status() if s.state == "running"]):
-            beats = {s.run_id: self._observed[s.run_id] for s in others}
+        while not self.files.exclusive and (others := self._running()):
+            beats = {s.run_id: self.silence.seen(self._directory(s.run_id)) for s in others}
             sleep(self.lease / BEATS_A_LEASE)
-            for s in self.status():
-                if s.state == "running" and s.run_id in beats and self._observed[s.run_id] != beats[s.run_id]:
+            for s in self._running():
+                if s.run_id in beats and self.silence.seen(self._directory(s.run_id)) != beats[s.run_id]:
                     log.error("%s is held by %s", s.run_id, s.held_by)
                     self.check_shared()
+
+    def _running(self) -> list[Status]:
+        return [s for s in self.status() if s.state == "running"]
 
     # ---- claims -------------------------------------------------------------------------------------------------
 
@@ -177,22 +125,30 @@ class Store:
         """The next attempt at a run, held by `owner` (default: this process); None if it is held, or has ended."""
         history, directory = self.history(run_id), self._directory(run_id)
         last = history.last()
-        if last is not None and (last.kind in ("ended", "cancelled") or self._holds(run_id, last)):
+        if last is not None and (
+            last.kind in ("ended", "cancelled") or self.silence.holds(self._directory(run_id), last)
+        ):
             return None
         earlier = self._earlier(run_id)
-        from_step = max(map(self._newest_checkpoint, earlier), default=0)
-        if last is not None and last.kind == "attempt" and self._deadly(history, last, from_step):
+        from_step = self.checkpointed(run_id)
+        deaths, began_at = history.deaths(last)
+        if last is not None and deaths >= MAX_DEATHS and began_at == from_step:
             said = (
-                f"{MAX_DEATHS} workers died on this run, one after another, without getting further than step {from_step}; "
+                f"{deaths} workers died on this run, one after another, without getting further than step {from_step}; "
                 "their logs are in its attempts/; `lab retry` tries it again"
             )
             end = history.append(last, "ended", attempt=last.directory, status="failed", reason="crash", error=said)
             if end is not None:
                 self._complete(run_id, end)
             return None
-        event = history.attempt(last, owner or Owner.here(), from_step=from_step)
+        event = history.attempt(last, owner or Owner.here(), from_step=from_step, lease=self.lease)
         if event is None:
             return None
+        try:
+            here = self.mirror.down(earlier) if self.mirror else [self.local / name for name in earlier]
+        except BaseException:
+            history.append(event, "released")
+            raise
         return Claim(
             row=self.runs[run_id],
             files=self.files,
@@ -200,11 +156,11 @@ class Store:
             run_dir=self.local / directory / event.directory,
             history=history,
             event=event,
-            earlier=self.mirror.down(earlier) if self.mirror else [self.local / name for name in earlier],
+            earlier=here,
             mirror=self.mirror,
-            beat_seconds=self.lease / BEATS_A_LEASE,
+            lease=self.lease,
             hang_seconds=self.hang_seconds,
-            hung=lambda claim: self.fail(claim, f"no step for {self.hang_seconds:.0f} s", reason="hang"),
+            hung=lambda claim: self.fail(claim, f"no step for {claim.patience:.0f} s", reason="hang"),
         )
 
     def _earlier(self, run_id: str) -> list[str]:
@@ -213,19 +169,12 @@ class Store:
         found = [(records.attempt_number(name), name) for name in self.files.names(place)]
         return [f"{place}/{name}" for number, name in sorted(found, reverse=True) if number]
 
-    def _newest_checkpoint(self, attempt: str) -> int:
-        """Steps of the newest finished checkpoint, whole or not."""
+    def checkpointed(self, run_id: str) -> int:
+        """Steps of the run's newest finished checkpoint, whole or not; 0 where there is none."""
         from lab.checkpoint import CHECKSUMS
 
-        steps = [name.removesuffix(".json") for name in self.files.names(f"{attempt}/{CHECKSUMS}")]
-        return max((int(step) for step in steps if step.isdigit()), default=0)
-
-    def _deadly(self, history: History, last: Event, from_step: int) -> bool:
-        """Whether the last MAX_DEATHS events are attempts that ended in nothing and began where this one would."""
-        if last.number < MAX_DEATHS:
-            return False
-        events = [history.read(last.number - back) for back in range(MAX_DEATHS)]
-        return all(e.kind == "attempt" and e.content.get("from_step") == from_step for e in events)
+        names = (name for attempt in self._earlier(run_id) for name in self.files.names(f"{attempt}/{CHECKSUMS}"))
+        return max((int(step) for name in names if (step := name.removesuffix(".json")).isdigit()), default=0)
 
     def begin(self, claim: Claim) -> spec.Run:
         """Writes the claimed run's run.json and returns the Run.
@@ -247,23 +196,6 @@ class Store:
                 return run
         self.files.write(name, json.dumps(content, indent=1).encode() + b"\n")
         return run
-
-    def _holds(self, run_id: str, event: Event) -> bool:
-        if event.kind != "attempt":
-            return False
-        owner = event.owner
-        if owner.alive() is False:
-            return False
-        name = f"{self._directory(run_id)}/{event.directory}/{HEARTBEAT}"
-        try:
-            beat = records.parse_json(self.files.read(name), f"{self.files}/{name}")["beat"]
-        except FileNotFoundError:
-            beat = 0
-        now, shown = self._clock(), (owner.token, beat)
-        before = self._observed.get(run_id)
-        if before is None or before[:2] != shown:
-            before = self._observed[run_id] = (*shown, now)
-        return now - before[2] < self.lease
 
     # ---- ends ---------------------------------------------------------------------------------------------------
 
@@ -289,24 +221,29 @@ class Store:
         if end is not None:
             self._complete(claim.run_id, end)
 
-    def _complete(self, run_id: str, last: Event, result: Mapping[str, Any] | None = None) -> Ended:
+    def _complete(
+        self, run_id: str, last: Event, result: Mapping[str, Any] | None = None, *, reading: bool = False
+    ) -> Ended:
         """Copies what the last event, the run's end, says to where people look for it. Done by who ended the run; and, where
-        that one died in between, by whoever sees it."""
+        that one died in between, by whoever sees it: `reading`, perhaps where it may not write."""
         history, directory = self.history(run_id), self._directory(run_id)
+        writing = contextlib.suppress(OSError) if reading else contextlib.nullcontext()
         if last.content["status"] == "failed":
             content = {"schema": records.SCHEMA, "attempts": self._attempts(history),
                        **{k: last.content[k] for k in ("reason", "error")}}  # fmt: skip
-            self.files.write(f"{directory}/{FAILED}", json.dumps(content, indent=1).encode() + b"\n")
+            with writing:
+                self.files.write(f"{directory}/{FAILED}", json.dumps(content, indent=1).encode() + b"\n")
         else:
             name = f"{directory}/{last.content['attempt']}/{records.RESULT}"
-            text = self.files.read(name)
+            text = self.files.read(name) if self.files.exists(name) else b""
             if hashlib.sha256(text).hexdigest() != last.content["sha256"]:
                 raise ValueError(
                     f"{self.files}/{name}: not what was published; restore it, or delete "
                     f"{self.files}/{directory} to train the run again"
                 )
-            self.files.write(f"{directory}/{records.RESULT}", text)
-            self.files.remove(f"{directory}/{FAILED}")
+            with writing:
+                self.files.write(f"{directory}/{records.RESULT}", text)
+                self.files.remove(f"{directory}/{FAILED}")
             result = result or records.parse_json(text, name)
         outcome = (result or {}).get("outcome", {})
         ended = Ended(
@@ -396,6 +333,8 @@ class Store:
     def _ended_or_damaged(self, run_id: str) -> bool:
         try:
             return self.ended(run_id)
+        except FileNotFoundError:  # its directory is being deleted
+            return False
         except ValueError:
             return True  # nobody can go on with it before somebody has looked
 
@@ -406,7 +345,7 @@ class Store:
         return [
             Status(run_id=run_id, state="waiting")
             if run_id not in begun
-            else _status_of(self.index[run_id])
+            else of_ended(self.index[run_id])
             if run_id in self.index
             else self._status(run_id)
             for run_id in self.runs
@@ -415,7 +354,7 @@ class Store:
     def _status(self, run_id: str) -> Status:
         try:
             return self._look(run_id)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             return Status(run_id=run_id, state="damaged", reason=str(error))
 
     def _look(self, run_id: str) -> Status:
@@ -424,13 +363,13 @@ class Store:
         if last is None:
             return Status(run_id=run_id, state="waiting")
         if last.kind == "ended":
-            return _status_of(self._complete(run_id, last))
+            return of_ended(self._complete(run_id, last, reading=True))
         attempts = self._attempts(history)
         if last.kind == "cancelled":
             return Status(run_id=run_id, state="cancelled", attempts=attempts)
         names = (f"{attempt}/{records.METRICS}" for attempt in self._earlier(run_id))
-        line = next((found for name in names if (found := _last_metrics(self.files, name))), {})
-        running = self._holds(run_id, last)
+        line = next((found for name in names if (found := last_metrics(self.files, name))), {})
+        running = self.silence.holds(self._directory(run_id), last)
         return Status(
             run_id=run_id,
             state="running" if running else "waiting",
@@ -440,45 +379,3 @@ class Store:
             held_by=f"{last.owner.host} process {last.owner.pid}" if running else "",
             attempts=attempts,
         )
-
-
-class _ByRun(Mapping[str, dict[str, Any]]):
-    """The first of a plan's rows for each run: an A/A comparison has two."""
-
-    def __init__(self, rows: Rows):
-        self._rows, self._index = rows, {}
-        for index, run_id in enumerate(rows.ids):
-            check_name("run_id", run_id)
-            self._index.setdefault(run_id, index)
-
-    def __getitem__(self, run_id: str) -> dict[str, Any]:
-        return self._rows[self._index[run_id]]
-
-    def __contains__(self, run_id: object) -> bool:
-        return run_id in self._index
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-
-def _status_of(e: Ended) -> Status:
-    share = 1.0 if e.state in ("done", "diverged") else 0.0
-    return Status(run_id=e.run_id, state=e.state, step=e.step, loss=e.loss, share=share, attempts=e.attempts,
-                  reason=e.reason)  # fmt: skip
-
-
-def _last_metrics(files: Files, name: str) -> dict[str, Any]:
-    """The last whole line with a training loss, looked for at the file's end only."""
-    try:
-        lines = files.tail(name, TAIL_BYTES).splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):  # torn: the writer is at it, or was killed
-            content = json.loads(line)
-            if isinstance(content, dict) and "loss" in content:
-                return content
-    return {}

@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lab import records
 from lab.secrets import Formatter, is_secret, redacted
 from lab.spec import to_json
 from runs import make_run
 from sweeps.cli.main import COMMANDS, main
+from sweeps.files import files_at
 from sweeps.launch.ray_node import Cluster
+from sweeps.mirror import Mirror
 from sweeps.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +95,41 @@ def test_gc_does_not_follow_links(study, tmp_path):
     study.cancel([claim.run_id])
     main(["gc", str(study.root), "--last"])
     assert (tmp_path / "precious" / "thesis").exists()
+
+
+def test_gc_does_not_follow_links_above_what_it_deletes(study, tmp_path):
+    """`attempts` itself, or the run's directory: out of the study."""
+    inside, run_id = study.claim(next(iter(study.runs))), list(study.runs)[1]
+    with inside:
+        records.write_json(inside.run_dir / "checksums" / "5.json", {"schema": 1})
+    attempts, away = study.directory(inside.run_id) / "attempts", tmp_path / "away"
+    attempts.rename(away)
+    attempts.symlink_to(away)
+    with study.claim(run_id) as claim:
+        records.write_json(claim.run_dir / "checksums" / "5.json", {"schema": 1})
+    study.directory(run_id).rename(tmp_path / "run")
+    study.directory(run_id).symlink_to(tmp_path / "run")
+    study.cancel(study.runs)
+    assert [s.state for s in study.status()] == ["cancelled"] * 2
+    main(["gc", str(study.root), "--last"])
+    assert len(list(tmp_path.glob("*/**/checksums/5.json"))) == 2
+    study.files.remove_all(f"runs/{run_id}/attempts")
+    study.files.remove_all(f"runs/{run_id}/../../../../run")
+    assert (tmp_path / "run" / "history").exists() and len(list(tmp_path.glob("*/**/checksums/5.json"))) == 2
+
+
+@pytest.mark.parametrize("key", ["../../../escaped", "checkpoints/../../x", "/etc/escaped", "a//b", "./x", "..\\x"])
+def test_object_keys_that_name_other_files_are_refused(monkeypatch, tmp_path, key):
+    """A store's keys may be anything; those of a study become files of this machine."""
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setenv("BITTERLAB_CACHE", str(tmp_path / "cache"))
+    files, name = files_at("memory://bucket/study"), "runs/r/attempts/0001-aaaaaaaa"
+    mirror = Mirror(files)
+    files.write(f"{name}/checksums/1.json", b"{}")
+    MemoryFileSystem.store[f"{files.path(name)}/{key}"] = MemoryFileSystem.store[files.path(f"{name}/checksums/1.json")]
+    with pytest.raises(ValueError, match="leaves the study's directory"):
+        mirror.down([name])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_keys_are_not_written(monkeypatch):

@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.preemption import SIGNALS, Preempted
+from sweeps.launch.restarts import BACKOFF_SECONDS, GROUP_RESTARTS, RESTARTS, Restarts
 from sweeps.launch.settings import Settings
 from sweeps.store import Store
 
-RESTARTS = 3  # of one worker slot, before it is given up: a machine that kills everything is not fought
-GROUP_RESTARTS = 12  # where the worker is one of several hosts: each that starts again may find another's old end
 # glibc (2.35 and newer; others ignore it) asks for 2 MB pages: XLA takes and gives back its temporary memory with each
 # call, and the first touch of 4 kB pages was measured to be up to a fifth of a step.
 CPU_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-BACKOFF_SECONDS = 1.0  # before the first restart; it doubles each time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def start(
 ) -> None:
     """Works on the study until every run has ended, or its budget has; raises ValueError if workers keep dying.
 
-    A worker that is killed is started again in its place, later each time until runs end again. Signals (where this is the
+    A worker that is killed is started again in its place, later each time until the study goes on. Signals (where this is the
     main thread, which alone may handle them) are passed on and the workers save; then SIGINT raises KeyboardInterrupt, the others
     lab.preemption.Preempted.
     """
@@ -129,8 +127,8 @@ def start(
     heeded = SIGNALS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, stop) for number in heeded}
     workers: dict[int, subprocess.Popen[bytes]] = {}
-    left, finished = len(store.left()), False  # finished: a worker found nothing more to begin
-    restarts, due = dict.fromkeys(range(len(places)), 0), dict.fromkeys(range(len(places)), 0.0)
+    finished, due = False, dict.fromkeys(range(len(places)), 0.0)  # finished: a worker found nothing more to begin
+    restarts = Restarts(store, most=most, backoff_seconds=backoff_seconds)
     try:
         while (workers or due) and not stopping:
             for index in [i for i, when in due.items() if when <= time.monotonic()]:
@@ -142,13 +140,11 @@ def start(
                     continue
                 del workers[index]
                 finished |= worker.returncode == 0
-                if (now := len(store.left())) < left:
-                    left, restarts = now, dict.fromkeys(restarts, 0)
-                if worker.returncode != 0 and restarts[index] < most:
-                    due[index] = time.monotonic() + backoff_seconds * 2 ** min(restarts[index], RESTARTS)
-                    restarts[index] += 1
+                restarts.look()
+                if worker.returncode != 0 and (wait := restarts.after(index)) is not None:
+                    due[index] = time.monotonic() + wait
             if on_poll:
-                on_poll(store)
+                restarts.attempt(lambda: on_poll(store))
             if settings and settings.until and time.time() > settings.until:
                 finished = True
                 break  # the workers save

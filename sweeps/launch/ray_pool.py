@@ -8,15 +8,15 @@ import contextlib
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lab.preemption import stop_flag
 from sweeps.files import is_remote
-from sweeps.launch.local import BACKOFF_SECONDS, RESTARTS, last_words
+from sweeps.launch.local import last_words
 from sweeps.launch.ray_node import LEAVE_SECONDS, Cluster, task
+from sweeps.launch.restarts import BACKOFF_SECONDS, RESTARTS, Restarts
 from sweeps.launch.settings import Settings
 from sweeps.store import Store
 
@@ -43,14 +43,14 @@ def start(
     store.check_shared()
     logs = store.local / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    environment, left = cluster.environment(code), len(store.left())
+    environment, restarts = cluster.environment(code), Restarts(store, backoff_seconds=backoff_seconds)
     running: dict[Place, Any] = {}  # the task of each worker
-    restarts, due, given_up = Counter[Place](), dict[Place, float](), set[Place]()
-    finished, error = not left, ""  # finished: a worker found nothing more to begin
+    due, given_up = dict[Place, float](), set[Place]()
+    finished, error = not restarts.left, ""  # finished: a worker found nothing more to begin
     with _connected(cluster.address) as (ray, here), stop_flag() as stopping:
         seen = time.monotonic()
         if workers:
-            ray.autoscaler.sdk.request_resources(bundles=[cluster.needs] * min(workers, left))
+            ray.autoscaler.sdk.request_resources(bundles=[cluster.needs] * min(workers, restarts.left))
         try:
             while not stopping.is_set():
                 places = _places(ray, cluster)
@@ -60,9 +60,9 @@ def start(
                     raise ValueError(
                         f"no node of the Ray cluster has {_amounts(cluster.needs)}, which one worker takes; there is "
                         f"{'; '.join(_amounts(node['Resources']) for node in ray.nodes() if node['Alive']) or 'none'}. "
-                        f"Give workers less, or wait longer for nodes that are still to come; {left} runs are left"
+                        f"Give workers less, or wait longer for nodes that are still to come; {restarts.left} runs are left"
                     )
-                most = min(workers or len(places), left)
+                most = min(workers or len(places), restarts.left)
                 waiting = [p for p in places if p not in running and p not in given_up]
                 if not running and (finished or (places and not waiting)):
                     break
@@ -78,17 +78,15 @@ def start(
                         status = ray.get(running.pop(place))
                     except ray.exceptions.RayError as failure:
                         status, error = None, str(failure).strip().splitlines()[-1]
-                    if (now := len(store.left())) < left:
-                        left = now
-                        restarts.clear()
-                    finished |= status == 0 or not left
+                    restarts.look()
+                    finished |= status == 0 or not restarts.left
                     if place in _places(ray, cluster):  # else its node went, and it with it
-                        due[place] = time.monotonic() + backoff_seconds * 2 ** restarts[place]
-                        restarts[place] += 1
-                        if restarts[place] > RESTARTS:
+                        if (wait := restarts.after(place)) is None:
                             given_up.add(place)
+                        else:
+                            due[place] = time.monotonic() + wait
                 if on_poll:
-                    on_poll(store)
+                    restarts.attempt(lambda: on_poll(store))
                 if settings.until and time.time() > settings.until:
                     finished = True
                     break  # the workers save
@@ -103,7 +101,7 @@ def start(
         raise KeyboardInterrupt
     if not finished:
         raise ValueError(
-            f"{study}: every worker died {RESTARTS + 1} times and {left} runs are left. The last words of one: "
+            f"{study}: every worker died {RESTARTS + 1} times and {restarts.left} runs are left. The last words of one: "
             f"{error or last_words(logs)}; all of them in {logs}/worker-*.log. The same command goes on"
         )
 

@@ -17,7 +17,7 @@ class Settings:
     mesh: devices along data, fsdp and tensor for each run.
     hosts: of a worker that is several processes, as lab.mesh.read_hosts reads it.
     lease: seconds of silence after which a worker is given up.
-    hang: seconds without a step after which a run has failed.
+    hang: seconds without a step after which a run has failed; four times as long for its compilation.
     checkpoint: seconds between checkpoints.
     most_flops: no run is begun once the study has spent so many; until: nor after this time, in seconds since 1970.
     track: trackers that show the runs, such as "tensorboard,wandb".

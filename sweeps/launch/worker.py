@@ -25,8 +25,9 @@ from sweeps.store import LOG, Reason, Store
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-# What a full, read-only, broken or forbidden disk says, and a process with too many open files.
-TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE)
+# What a full, read-only, broken or forbidden disk says, a server of files that is away, and a process with too many open files.
+TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE,
+           errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)  # fmt: skip
 
 
 class Trainer(Protocol):
@@ -123,7 +124,10 @@ def _train_together(store: Store, train: Trainer, begun: list[tuple[Claim, Run]]
     """Whether that worked; where not, each is to be tried by itself."""
     claims = [claim for claim, _ in begun]
     try:
-        train([run for _, run in begun], claims, lambda: any(claim.lost.is_set() for claim in claims))
+        with contextlib.ExitStack() as watched:
+            for claim in claims:
+                watched.enter_context(claim.watched(alone=False))
+            train([run for _, run in begun], claims, lambda: any(claim.lost.is_set() for claim in claims))
     except Superseded:
         return True
     except Exception as error:
@@ -137,7 +141,8 @@ def _train_together(store: Store, train: Trainer, begun: list[tuple[Claim, Run]]
 
 def _train_alone(store: Store, train: Trainer, claim: Claim, run: Run) -> None:
     with _logged(claim), _failing(store, claim), contextlib.suppress(Superseded):
-        train([run], [claim], claim.lost.is_set)
+        with claim.watched(alone=True):
+            train([run], [claim], claim.lost.is_set)
         store.publish(claim)
 
 
@@ -266,6 +271,15 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
             for claim in claims:
                 claim.progress()
 
+        @contextlib.contextmanager
+        def compiling(key: str) -> Iterator[None]:
+            with contextlib.ExitStack() as held:
+                for claim in claims:
+                    held.enter_context(claim.compiling())
+                if not orders:
+                    held.enter_context(store.compiling.hold(key))
+                yield
+
         run_dirs, earlier = [claim.run_dir for claim in claims], [claim.earlier for claim in claims]
         order = {
             "runs": [spec.to_json(run) for run in runs],
@@ -278,9 +292,9 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
                 run_dirs,
                 earlier=earlier,
                 on=on,
-                compile_lock=None if orders else store.compiling.hold,
+                compile_lock=compiling,
                 superseded=superseded,
-                on_progress=progress,
+                alive=progress,
                 checkpoint_seconds=settings.checkpoint,
                 track=tracking.read(settings.track),
                 labels=[{"study": name, "arm": claim.row["arm"]} for claim in claims],

@@ -16,7 +16,7 @@ import pytest
 import kills
 from lab import records
 from lab.data import describe
-from lab.spec import Budget, Optimizer, to_json
+from lab.spec import Budget, Optimizer, Shape, to_json
 from runs import make_run
 from sweeps.cli.main import main as lab
 from sweeps.launch import local
@@ -95,6 +95,26 @@ def test_a_disk_that_can_not_be_written(small_disk, undisturbed, harm, mend, sai
     assert not [s for s in store.status() if s.state in ("failed", "damaged")]
     local.start(store.root, local.cpu_slots(2), settings=kills.SETTINGS)
     kills.check(store, kills.outcomes(undisturbed))
+
+
+def test_a_disk_that_fills_during_a_checkpoint(small_disk):
+    """What says so then is no OSError but a message of tensorstore's: it is this disk's fault all the same, not the run's."""
+    disk, remount = small_disk
+    remount("size=16m")
+    run = make_run(data=describe("markov").data, shape=Shape(D=256, F=1024, N=4, K=4, H=64, L=4, L_input=4))
+    store = Store(disk / "study")
+    store.write_plan({"schema": records.SCHEMA, "study": {"name": "large"},
+                      "runs": [{"run_id": run.run_id, "arm": "a", "run": to_json(run)}]})  # fmt: skip
+    place = local.cpu_slots(2)[0]
+    command = kills.SETTINGS.command(store.root, workers=1, cores=place.cores)
+    environment = {**os.environ, **place.environment}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.returncode == os.EX_IOERR, ended.stderr[-2000:]
+    assert "No space left on device" in ended.stderr and "lab run" in ended.stderr
+    assert [s.state for s in store.status()] == ["waiting"]
+    remount("size=256m")
+    assert subprocess.run(command, timeout=120, env=environment).returncode == 0
+    assert [s.state for s in store.status()] == ["done"]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -122,6 +122,37 @@ def test_what_a_save_fails_with_is_raised_by_the_next_call(tmp_path, monkeypatch
     assert opened(tmp_path) == (1, 0.0)
 
 
+FULL = "RESOURCE_EXHAUSTED: Error writing \"a/0.0\": No space left on device [os_error_code='28']"
+
+
+def test_a_full_disk_is_an_error_of_the_file_system(tmp_path, monkeypatch):
+    """Where tensorstore says it in a ValueError's message."""
+    checkpoints = Checkpoints(tmp_path, run_id="r")
+
+    def full(*_, **__):
+        raise ValueError(FULL)
+
+    monkeypatch.setattr(checkpoints.manager, "save", full)
+    checkpoints.save(1, STATE, {"at": 1})
+    with pytest.raises(OSError, match="No space left") as raised:
+        checkpoints.close()
+    assert raised.value.errno == 28 and raised.value.filename == str(Saved(1, tmp_path).path)
+
+
+def test_what_can_not_be_read_back_says_the_same(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, run_id="r")
+
+    def broken(*_, **__):
+        raise ValueError("DATA_LOSS: Input/output error [os_error_code='5']")
+
+    monkeypatch.setattr(checkpoints.manager, "restore", broken)
+    with pytest.raises(ValueError, match="can not be read") as raised:
+        checkpoints.latest_state(ABSTRACT)
+    assert isinstance(raised.value.__cause__, OSError) and raised.value.__cause__.errno == 5
+    checkpoints.close()
+
+
 def test_what_reads_back_otherwise_is_no_checkpoint(tmp_path, monkeypatch):
     """And the older ones stay."""
     saved(tmp_path, 1, 2)

@@ -27,7 +27,7 @@ from lab.preemption import Preempted, Superseded
 from lab.program import program, token_losses
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, to_json
 from lab.structure import LADDER, STRUCTURES
-from lab.train import restore_parameters, train
+from lab.train import restore_parameters, train, train_together
 from runs import make_run
 
 TWO_STEPS = Execution(steps_per_dispatch=2, scan=False)
@@ -310,3 +310,17 @@ def test_every_objective_trains_and_resumes(name, tmp_path, monkeypatch):
     assert outcome["bits_per_byte"] == pytest.approx(nats / math.log(2) / text, rel=1e-6)
     several = {"prefix_lm": {"2+10", "6+6", "9+3"}, "ul2": {"15+4", "12+4", "11+12", "9+10"}, "pairs": {"5+6", "9+6"}}
     assert set(outcome["loss_by_form"] or ()) == several.get(name, set())
+
+
+def test_each_step_batch_and_checkpoint_shows_that_it_is_alive(tmp_path):
+    """A long evaluation is no hang."""
+    run = real_run(evaluation=Evaluation(examples=3 * evaluate.BATCH, times=2))
+    signs, dispatches = [], []
+    train_together(
+        [run],
+        [tmp_path],
+        execution=TWO_STEPS,
+        alive=lambda: signs.append(1),
+        on_progress=lambda *given: dispatches.append(given),
+    )
+    assert len(dispatches) == 4 and len(signs) == len(dispatches) + 2 * 3 + 1

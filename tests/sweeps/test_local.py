@@ -12,6 +12,7 @@ import pytest
 
 import sweeps
 from lab import records
+from small_studies import workers_die_of
 from sweeps.launch import local
 from sweeps.store import Store
 
@@ -76,6 +77,53 @@ def test_workers_that_always_die_are_given_up(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(local.sys, "executable", "/bin/false")
     with pytest.raises(ValueError, match=r"every worker died 4 times and 6 runs are left.*logs/worker"):
         local.start(store.root, [local.Slot()], poll_seconds=0.01, backoff_seconds=0.01)
+
+
+@pytest.mark.parametrize("pack", [1, 3])
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_run_that_kills_its_worker_fails_and_stops_no_other(plan, tmp_path, monkeypatch, places, pack):
+    store = Store(tmp_path / "out")
+    store.write_plan(plan.to_json())
+    killers = list(store.runs)[1:3]
+    workers_die_of(monkeypatch, tmp_path, ",".join(killers), pack)
+    local.start(store.root, [local.Slot()] * places, poll_seconds=0.02, backoff_seconds=0.01)
+    states = {s.run_id: (s.state, s.reason) for s in store.status()}
+    assert states == {i: ("failed", "crash") if i in killers else ("done", "") for i in store.runs}
+
+
+def test_a_machine_that_kills_everything_is_not_fought(plan, tmp_path, monkeypatch):
+    """It is given up before a run is blamed."""
+    store = Store(tmp_path / "out")
+    store.write_plan(plan.to_json())
+    workers_die_of(monkeypatch, tmp_path, "all", 1)
+    with pytest.raises(ValueError, match=r"6 runs are left"):
+        local.start(store.root, [local.Slot()], poll_seconds=0.02, backoff_seconds=0.01)
+    assert {s.state for s in store.status()} == {"waiting"}
+
+
+def test_a_study_that_can_not_be_read_for_a_while_stops_no_worker(plan, tmp_path, monkeypatch, caplog):
+    """Neither what is shown meanwhile nor the look after a worker's end ends the launcher; it is said once."""
+    store = Store(tmp_path / "out")
+    store.write_plan(plan.to_json())
+    killer = next(iter(store.runs))
+    workers_die_of(monkeypatch, tmp_path, killer, 1)
+    real, looks = Store.left, []
+
+    def left(self):
+        looks.append(1)
+        if 1 < len(looks) < 4:
+            raise OSError(116, "Stale file handle")
+        return real(self)
+
+    def show(store):
+        raise ValueError("status failed") if len(looks) < 3 else OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Store, "left", left)
+    local.start(store.root, [local.Slot()], on_poll=show, poll_seconds=0.02, backoff_seconds=0.01)
+    monkeypatch.undo()
+    assert [s.state for s in store.status()] == ["failed"] + ["done"] * 5
+    for said in ("Stale file handle", "status failed", "Input/output error"):
+        assert caplog.text.count(said) == 1
 
 
 def test_each_restart_waits_longer(plan, tmp_path, monkeypatch):

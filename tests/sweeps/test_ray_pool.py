@@ -11,6 +11,7 @@ import pytest
 
 import kills
 import sweeps
+from small_studies import workers_die_of
 from sweeps.cli.main import main
 from sweeps.launch import local, ray_pool
 from sweeps.launch.ray_node import Cluster
@@ -194,6 +195,21 @@ def test_workers_that_always_die_are_given_up(cluster, store, tmp_path):
         ray_pool.start(
             store.root, Cluster(address=cluster.address), code=tmp_path / "code", poll_seconds=0.1, backoff_seconds=0.1
         )
+
+
+@pytest.mark.ray
+def test_a_run_that_kills_its_worker_fails_and_stops_no_other(cluster, store, tmp_path, monkeypatch):
+    killers, shown = list(store.runs)[1:3], []
+
+    def show(store):
+        shown.append(1)
+        raise OSError(116, "Stale file handle")  # which stops nothing
+
+    workers_die_of(monkeypatch, tmp_path, ",".join(killers), 1)
+    ray_pool.start(store.root, Cluster(address=cluster.address), on_poll=show, poll_seconds=0.1, backoff_seconds=0.1)
+    assert shown and {s.run_id: (s.state, s.reason) for s in store.status()} == {
+        i: ("failed", "crash") if i in killers else ("done", "") for i in store.runs
+    }
 
 
 @pytest.mark.ray

@@ -140,6 +140,20 @@ def test_a_checkpoint_goes_up_whole_and_is_removed_when_it_is_pruned(tmp_path):
     assert (found / "checkpoints" / "2" / "state").read_bytes() == b"xx"
 
 
+def test_a_claim_whose_checkpoints_can_not_be_brought_here_is_let_go():
+    store = Store(URL)
+    store.write_plan(plan())
+    run_id = next(iter(store.runs))
+    first = store.claim(run_id)
+    name = f"runs/{run_id}/{first.event.directory}"
+    store.files.write(f"{name}/checksums/1.json", b"{}")
+    store.files.write(f"{name}/../x", b"{}")
+    first.release()
+    with pytest.raises(ValueError, match="leaves the study's directory"):
+        store.claim(run_id)
+    assert store.history(run_id).last().kind == "released"
+
+
 def test_of_many_that_create_one_event_one_wins():
     for number in range(200):
         history, won = History(files_at(URL), f"runs/{number}"), []
