@@ -78,7 +78,7 @@ def describe(
     shortcut = _root() / "listings" / f"{_key(found.fingerprint, share)[:32]}.json"
     known = _read(shortcut)
     directory = _root() / known["manifest"] / encoder.name if known else None
-    if directory is None or not (directory / FILE).exists():
+    if directory is None or not _stored(directory):
         _remove_abandoned(_root(), ".preparing-*", ABANDONED)
         directory = _build(
             corpus,
@@ -203,7 +203,7 @@ def tokenizer_of(data: Data) -> Tokenizer:
 def _directory(data: Data, expected: Mapping[str, Any] | None = None) -> Path:
     """Where the prepared corpus of this manifest lies, prepared now if need be."""
     directory = _root() / data.manifest / data.tokenizer
-    if (directory / FILE).exists():
+    if _stored(directory):
         return directory
     if data.corpus == PREPARED:
         if not (Path(str(data.path)) / FILE).exists():
@@ -438,6 +438,12 @@ def _read(file: Path) -> dict[str, Any] | None:
         return read_json(file)
     except (OSError, ValueError):
         return None
+
+
+def _stored(directory: Path) -> bool:
+    """Whether the cache has a corpus there; one in the layout of an earlier version is prepared anew, and replaced."""
+    found = _read(directory / FILE)
+    return (directory / FILE).exists() and (found is None or "shards" in found)
 
 
 def _root() -> Path:

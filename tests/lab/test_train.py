@@ -209,11 +209,10 @@ def test_a_stop_in_an_evaluation_loses_nothing(batch, tmp_path, monkeypatch):
             seen.append(one)
             yield one
 
-    monkeypatch.setattr(evaluate, "batches", stopping_at)
-    with pytest.raises(Preempted):
+    with monkeypatch.context() as patched, pytest.raises(Preempted):
+        patched.setattr(evaluate, "batches", stopping_at)
         train(run, tmp_path / "stopped", execution=TWO_STEPS)
     assert len(seen) == batch + 1 and records.read_result(tmp_path / "stopped") is None
-    monkeypatch.undo()
     assert train(run, tmp_path / "stopped")["outcome"] == whole["outcome"]
     lines = [[line for line in records.read_metrics(tmp_path / d) if "held_out_loss" in line]
              for d in ("whole", "stopped")]  # fmt: skip

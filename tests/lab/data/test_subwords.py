@@ -109,7 +109,7 @@ def test_documents_with_an_end_between_them_have_the_bytes_of_their_text(tmp_pat
         assert all(corpus.tokenizer.decode(one) in TEXTS and 300 not in one for one in documents)
         spelled = sum(corpus.tokenizer.token_bytes[one].sum() for one in documents)
         assert spelled == cut.summary[held]["bytes"]
-    packed = Packed(corpus, 1, seed=0)
+    packed = Packed(corpus, Objective(name="causal_lm", S=0, T=1, attended=1), seed=0)
     _, targets = packed.held_out(int(corpus.held_out.lengths.sum()) + len(corpus.held_out.lengths))
     ends = targets == corpus.tokenizer.sep
     assert ends.sum() == len(corpus.held_out.lengths)
