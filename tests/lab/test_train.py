@@ -278,7 +278,10 @@ def of_pairs(corpus: Corpus) -> Corpus:
     return replace(corpus, train=cut(corpus.train), held_out=cut(corpus.held_out))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("prefix_lm", "ul2") else name for name in OBJECTIVES],
+)
 def test_every_objective_trains_and_resumes(name, tmp_path, monkeypatch):
     """Planned equals spent, the loss is what the parameters say, and a killed run ends as one that was not."""
     if name == "pairs":

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lab.data import describe, load, subwords, tokenizer_of
 from lab.data.packed import Packed
 from lab.data.prepare import prepare
+from lab.spec import Objective
 
 tokenizers = pytest.importorskip("tokenizers")
 sentencepiece = pytest.importorskip("sentencepiece")
