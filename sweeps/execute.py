@@ -34,7 +34,7 @@ def run(
     object store, such as gs://bucket/study, one of this machine with the same records.
 
     on: a Ray cluster, or jobs of a Slurm cluster, which are submitted and not waited for (default: this machine). workers:
-    processes that share the cores (default one a core), or GPUs to use (default all); on Ray, workers over the whole cluster
+    processes that share the cores (default one a core) or the GPUs (default one a GPU); on Ray, workers over the whole cluster
     (default as many as fit); on Slurm, jobs (default one). Runs that raised are recorded as failed and do not stop the
     others; `Store.retry` lets them be tried again. on_change: told, a line at a time, what the plan changes in one that is
     there (default: a warning).

@@ -181,6 +181,12 @@ def test_places_by_the_devices_that_are_found(monkeypatch):
     assert visible(whole=True) == [None]
     assert visible(needs=lambda kind, limit: limit) == ["0", "1", "2", "3"]
     assert visible(needs=lambda kind, limit: limit + 1) == [None]
+    assert visible(workers=6) == ["0", "1", "2", "3", "0", "1"]
+    shared = local.slots(8, needs=lambda kind, limit: 450)[1]
+    parts = [slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in shared]
+    assert parts == ["0.450"] * 8
+    with pytest.raises(ValueError, match="workers = 9: 3 on one GPU"):
+        local.slots(9, needs=lambda kind, limit: 450)
     found["devices"] = local.Devices(kind="tpu", count=8)
     assert visible(workers=3) == [None]
     found["devices"] = local.Devices(kind="cpu")
