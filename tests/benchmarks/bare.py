@@ -22,14 +22,14 @@ class Bare:
         self.k = execution.steps_per_dispatch
         rng = np.random.default_rng(0)
         many = (pack,) if pack > 1 else ()
-        made = shapes(self.program, (self.k, *many, run.batch))
+        made = shapes(self.program.forms, (self.k, *many, run.batch))
         tokens = {"inputs": 250, "targets": 250, "labels": 250}
         if run.objective.name == "masked_lm":
             tokens["targets"] = run.objective.S  # positions
         self.batch = type(made)(
             *(rng.integers(0, tokens[n], s.shape).astype(np.int32) for n, s in zip(made._fields, made, strict=True))
         )
-        self.hyper = Hyperparameters(*(np.full(many, value, np.float32) for value in Hyperparameters.of(run.optimizer)))
+        self.hyper = jax.tree.map(lambda value: np.full(many, value, np.float32), Hyperparameters.of(run.optimizer))
         self.rates = np.full((self.k, *many), 1e-3, np.float32)
         if start:
             self.start()
@@ -41,7 +41,9 @@ class Bare:
 
     def seconds(self) -> float:
         start = time.perf_counter()
-        self.state, losses, _ = self.built.advance(self.state, self.batch, self.hyper, self.rates, np.int32(self.k))
+        self.state, losses, _ = self.built.advance(
+            self.state, self.batch, self.hyper, self.rates, np.int32(self.k), None
+        )
         jax.block_until_ready(losses)
         return (time.perf_counter() - start) / self.k
 
