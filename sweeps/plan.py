@@ -160,7 +160,7 @@ def solve(study: Study) -> Plan:
             f"steps: {'; '.join(unmatched[:6])}{' ...' if len(unmatched) > 6 else ''}; lower the batch, raise the budget, or "
             "drop the largest rungs"
         )
-    said += tuned.notes() if tuned else []
+    said += tuned.notes((row.arm, row.run) for row in rows) if tuned else []
     said += _check_epochs(study, rows)
     said += _left_out(study)
     said += _same_functions(study, rows)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -45,8 +45,9 @@ class Chosen:
         rate = float(f"{rule.rate(size):.6g}")  # as sweeps.ladder.learning_rate
         return replace(run, optimizer=replace(run.optimizer, **{**rule.optimizer, "learning_rate": rate}))
 
-    def notes(self) -> list[str]:
-        """For the plan and the report: which rules, what tuning cost, what sharing one rule would have cost."""
+    def notes(self, runs: Iterable[tuple[str, Run]]) -> list[str]:
+        """For the plan and the report: which rules, how well they are known at the runs of these arms, what tuning cost, what
+        sharing one rule would have cost."""
         used = {arm: self.rule(arm) for arm in self.study.arms}
         each = "; ".join(
             f"{arm} {rule}" + (f" (the rule of {self.of[arm]})" if self.of[arm] != arm else "")
@@ -60,6 +61,7 @@ class Chosen:
             f"learning rates by the arms' own rules ({self.study.learning_rate}, size in body forward FLOPs per token): {each}",
             f"arms were tuned alike, by {trials} trials each on seeds that no run of a study has: {flops:.3g} FLOPs and "
             f"{hours:.2g} hours of training, which are in no budget here ({self.rules.source.command})",
+            *self._known(runs),
             *self._regret(),
         ]
         if outside := [f"{a} {v!r} in place of {b!r}" for a, b, v in self._setup_differences()]:
@@ -68,6 +70,16 @@ class Chosen:
         if manifest != self.rules.source.data["manifest"]:
             said.append(f"the rules were tuned on other text: {self.rules.source.data['summary']}")
         return said
+
+    def _known(self, runs: Iterable[tuple[str, Run]]) -> list[str]:
+        factors = {(arm, run.shape, run.budget.amount): self.rule(arm).within(Size.of(run, run.V)) for arm, run in runs}
+        known = {where: factor for where, factor in factors.items() if factor is not None}
+        if len(known) < len(factors):
+            return ["how well the rules are known can not be said: their cells leave no degree of freedom"]
+        (arm, shape, budget), factor = max(known.items(), key=lambda item: item[1])
+        return [
+            f"the rules' rates are known within a factor of {factor:.2g} (95%) at worst, {arm} D = {shape.D} at {budget:.3g}"
+        ]
 
     def _regret(self) -> list[str]:
         own = {arm: self.rules.regret[self.of[arm]][self.of[arm]] for arm in self.study.arms}

@@ -31,8 +31,8 @@ def tune(tuning: Tuning, out: str | Path, train: Train, *, say: Callable[[str], 
 
     Raises ValueError where trials failed, and, naming the cells, where a best rate is at the edge after `tuning.moves` moves.
     """
-    grids = tuning.grids
-    for move in range(tuning.moves + 1):
+    grids, moves = tuning.grids, 0
+    while True:
         trials = grid_trials(tuning, grids)
         outcomes = trained(trials, out, train)
         if outcomes is None:
@@ -45,14 +45,13 @@ def tune(tuning: Tuning, out: str | Path, train: Train, *, say: Callable[[str], 
             outcomes = trained(trials, out, train)
             return None if outcomes is None else conclude.conclude(trials, outcomes)
         where = "; ".join(f"{arm}, {cell}: {value.side} edge, {value.rate:.3g}" for (arm, cell), value in edges)
-        if move == tuning.moves:
-            break
+        if moves == tuning.moves:
+            raise ValueError(
+                f"tuning {tuning.name}: after {moves} moves of the grids the best rate is still at an edge in {where}; give other "
+                "tuning.rates, or more tuning.moves"
+            )
         say(f"{len(edges)} best rates lie at an edge, so these grids are moved for every arm: {where}")
-        grids = moved(grids, [(cell, value) for (_, cell), value in edges])
-    raise ValueError(
-        f"tuning {tuning.name}: after {tuning.moves} moves of the grids the best rate is still at an edge in {where}; give other "
-        "tuning.rates, or more tuning.moves"
-    )
+        grids, moves = moved(grids, [(cell, value) for (_, cell), value in edges]), moves + 1
 
 
 def trained(trials: Trials, out: str | Path, train: Train) -> Outcomes | None:
@@ -104,5 +103,4 @@ def source(tuned: Tuned, out: str | Path) -> Source:
         data=about["data"],
         versions=measured.get("versions", {}),
         device=str(measured.get("device")),
-        git=measured.get("git"),
     )

@@ -14,11 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from scipy import stats
+
 from lab import records
 from lab.checks import check_choice, check_number, nearest, require
 from lab.spec import Run
 from sweeps.ladder import Size
 from sweeps.study import TUNED
+from sweeps.tune.optima import LEVEL
 
 SCHEMA = 1
 SHIPPED = Path(__file__).parents[1] / "rules"
@@ -131,6 +134,19 @@ class Rule:
         )
         return self.rate_at_centre * math.exp(away)
 
+    def within(self, size: Size) -> float | None:
+        """The factor within which the rule's rate at this size is known, at 95%; None where no scatter is known."""
+        if self.covariance is None or not self.dof:
+            return None
+        logs = {
+            "size": math.log(size.body_flops / self.centre.size),
+            "tokens": math.log(size.tokens / self.centre.tokens),
+        }
+        x_k = [1.0, *(away for name, away in logs.items() if name in self.form)]
+        variance = sum(a * b * cov for a, row in zip(x_k, self.covariance, strict=True)
+                       for b, cov in zip(x_k, row, strict=True))  # fmt: skip
+        return math.exp(float(stats.t.ppf((1 + LEVEL) / 2, self.dof)) * math.sqrt(max(variance, 0.0)))
+
     def __str__(self) -> str:
         powers = "".join(f" {name}^{power:.3f}" for name, power in (("size", self.a), ("tokens", self.b))
                          if name in self.form)  # fmt: skip
@@ -155,9 +171,8 @@ class Source:
     study: str
     plan_sha256: str
     data: Mapping[str, Scalar]
-    versions: Mapping[str, str]
+    versions: Mapping[str, Scalar]
     device: str
-    git: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,8 +93,10 @@ def fit(points: Sequence[Point], columns: Columns) -> PowerLaw:
     if not points:
         raise ValueError("points = []: a rule needs at least one cell with an optimum")
     every: tuple[Column, ...] = ("size", "tokens")
-    values = {name: np.array([measure(point.size, name) for point in points], float) for name in every}
-    centre = {name: float(np.exp(np.log(value).mean())) for name, value in values.items()}
+    values: dict[Column, np.ndarray] = {
+        name: np.array([measure(point.size, name) for point in points], float) for name in every
+    }
+    centre: dict[Column, float] = {name: float(np.exp(np.log(value).mean())) for name, value in values.items()}
     X_ik = np.stack([np.ones(len(points)), *(np.log(values[name] / centre[name]) for name in columns)], axis=1)
     y_i = np.log([point.rate for point in points])
     unscaled_kk = np.linalg.pinv(X_ik.T @ X_ik)
