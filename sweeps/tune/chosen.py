@@ -78,7 +78,7 @@ class Chosen:
             return ["how well the rules are known can not be said: their cells leave no degree of freedom"]
         (arm, shape, budget), factor = max(known.items(), key=lambda item: item[1])
         return [
-            f"the rules' rates are known within a factor of {factor:.2g} (95%) at worst, {arm} D = {shape.D} at {budget:.3g}"
+            f"the rules' rates are known within a factor of {factor:.3g} (95%) at worst, {arm} D = {shape.D} at {budget:.3g}"
         ]
 
     def _regret(self) -> list[str]:

@@ -118,21 +118,22 @@ def optimum(
 
 
 def trial_noise(losses: Iterable[np.ndarray]) -> TrialNoise | None:
-    """Pooled over cells, each (3, r): the rates about a best one, in r seeds that they share. The interaction of rate and seed:
-    what a seed adds to all rates does not move the best. None where nothing is left to estimate it from."""
+    """Pooled over cells, each (n, r): rates in r seeds that they share. The interaction of rate and seed: what a seed adds to
+    all rates does not move the best. None where nothing is left to estimate it from."""
     squares, dof = 0.0, 0
-    for loss_3r in losses:
-        if loss_3r.shape[1] > 1 and np.isfinite(loss_3r).all():
-            rest = loss_3r - loss_3r.mean(0) - loss_3r.mean(1, keepdims=True) + loss_3r.mean()
-            squares += float((rest**2).sum())
-            dof += (loss_3r.shape[0] - 1) * (loss_3r.shape[1] - 1)
+    for loss_nr in losses:
+        rest = loss_nr - loss_nr.mean(0) - loss_nr.mean(1, keepdims=True) + loss_nr.mean()
+        squares += float((rest**2).sum())
+        dof += (loss_nr.shape[0] - 1) * (loss_nr.shape[1] - 1)
     return TrialNoise(sd=math.sqrt(squares / dof), dof=dof, source="seeds") if dof and squares > 0 else None
 
 
 def around_best(loss_nr: np.ndarray) -> np.ndarray | None:
-    """The rows of the best mean loss and its neighbours, (3, r); None at an edge."""
+    """The rows of the best mean loss and its neighbours in which no seed diverged; None at an edge, and of fewer than two."""
     best = int(loss_nr.mean(1).argmin())
-    return loss_nr[best - 1 : best + 2] if 0 < best < len(loss_nr) - 1 else None
+    rows = loss_nr[best - 1 : best + 2] if 0 < best < len(loss_nr) - 1 else loss_nr[:0]
+    rows = rows[np.isfinite(rows).all(1)]
+    return rows if len(rows) > 1 else None
 
 
 def _slope(x_3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -47,8 +47,8 @@ def tune(tuning: Tuning, out: str | Path, train: Train, *, say: Callable[[str], 
         where = "; ".join(f"{arm}, {cell}: {value.side} edge, {value.rate:.3g}" for (arm, cell), value in edges)
         if moves == tuning.moves:
             raise ValueError(
-                f"tuning {tuning.name}: after {moves} moves of the grids the best rate is still at an edge in {where}; give other "
-                "tuning.rates, or more tuning.moves"
+                f"tuning {tuning.name}: after {moves} moves of the grids the best rate is still at an edge in {where}; give "
+                "other tuning.rates, or more tuning.moves"
             )
         say(f"{len(edges)} best rates lie at an edge, so these grids are moved for every arm: {where}")
         grids, moves = moved(grids, [(cell, value) for (_, cell), value in edges]), moves + 1

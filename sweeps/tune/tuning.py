@@ -71,7 +71,9 @@ class Tuning:
         for arm, template in self.arms.items():
             plain = template.seed == Seed()
             require(plain, f"seed of arm {arm}", template.seed, "leave it: tuning trials have seeds of their own")
-        self.study(self.cells[0], self.rates)  # names, budgets and sizes are checked there
+        budgets = sorted(set(self.budgets)) == list(self.budgets) and len(self.budgets) >= 1
+        require(budgets, "tuning.budgets", self.budgets, "give at least one budget, in ascending order, each once")
+        self.study(self.cells[0], self.rates)  # names, arms and sizes are checked there
         if self.hold_out is not None:
             check_number("tuning.hold_out budget", self.hold_out[0], 0.0, 1e40, open_low=True)
         first = next(iter(self.arms.values()))
