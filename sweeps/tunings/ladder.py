@@ -1,7 +1,7 @@
 """Chung's six structures, and decoder-only with loss on all tokens, tuned alike on S = T = 64 bytes of Python source.
 
 command    lab tune ladder --rules sweeps/rules/ladder.json
-cost       COST
+cost       7.6e13 FLOPs in 630 trials, and a few more where grids are moved; planned 27 minutes on 2 CPU cores (settings: 42)
 expected   not run yet at `small`; then `learning_rate="tuned:ladder"` in the studies that have these arms
 
 settings: the same, and beta2 and weight decay on either side of AdamW's usual ones. smoke: two arms at sizes that show in a
