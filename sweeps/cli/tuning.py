@@ -1,5 +1,6 @@
 """The command that tunes arms alike: tune."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,7 +87,7 @@ def tune(
     console.print(f"planning {tuning}; the first time, the corpus is read and tokenized")
     asked = load(tuning, preset, of_source(data, tokenizer))
     if dry:
-        show(grid_trials(asked, asked.grids), Console())
+        show(grid_trials(asked, asked.grids), Console(), workers=workers or os.cpu_count() or 1)
         return
     place = out or f"runs/tune-{asked.name}"
     if retry and Store(place).files.exists(records.PLAN):
