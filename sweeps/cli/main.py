@@ -12,12 +12,13 @@ from rich.logging import RichHandler
 
 from lab import secrets
 from lab.preemption import Preempted
-from sweeps.cli import arms, control, data, fits, futures, runs, serving, studies
+from sweeps.cli import arms, control, data, fits, futures, runs, serving, studies, tuning
 
 COMMANDS = {
     "quickstart": studies.quickstart,
     "plan": studies.plan,
     "run": studies.run,
+    "tune": tuning.tune,
     "report": fits.report,
     "data": data.data,
     # A study that runs, or has run.

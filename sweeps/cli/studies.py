@@ -54,7 +54,7 @@ def quickstart(
     Console(stderr=True).print("planning quickstart; the first time, the corpus is read and tokenized")
     text = of_source(data, tokenizer)
     directory = out or Path("runs") / ("quickstart" if text is None else f"quickstart-{name_of(text)}")
-    _train("quickstart", make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
+    train("quickstart", make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
     report(str(directory))
 
 
@@ -187,7 +187,7 @@ def run(
     else:
         solved = propose.read(Store(written).records())
         check_source((row.run.data for row in solved.runs), data, tokenizer)
-    _train(
+    train(
         study,
         solved,
         out or written or str(Path("runs") / solved.study.name),
@@ -201,7 +201,7 @@ def run(
     )
 
 
-def _train(
+def train(
     study: str,
     solved: Plan,
     directory: str,
@@ -213,8 +213,9 @@ def _train(
     settings: Settings = SETTINGS,
     retry: bool = False,
     replace_plan: bool = False,
+    command: str = "run",
 ) -> None:
-    """Trains every run of a plan that has not ended, and says so. study: as it was named."""
+    """Trains every run of a plan that has not ended, and says so. study: as it was named, to `lab run` or another command."""
     from sweeps.cli.progress import Display
     from sweeps.execute import prepared
     from sweeps.execute import run as execute
@@ -272,7 +273,7 @@ def _train(
     if failed:
         console.print(
             f"[bold red]{len(failed)} runs failed[/]; `lab logs {directory} {failed[0]}` says why the first did; once the cause "
-            f"is gone: lab run {study} --retry",
+            f"is gone: lab {command} {study} --retry",
             soft_wrap=True,
         )
     if failed or any(s.state == "damaged" for s in statuses):
