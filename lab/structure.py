@@ -82,6 +82,12 @@ STRUCTURES: dict[str, Structure] = {
     "encoder_only": _structure("none", "shared", "same", "bidirectional"),
 }
 LADDER = ("encoder_decoder", "tied_cross", "merged_cross", "shared_stacks", "prefix_lm", "decoder_only")
+# The dials that the ladder turns late, each turned alone (cross alone is merged_cross).
+ALONE = {
+    "only_shared": _structure("separate", "shared", "final", "bidirectional"),
+    "only_same_memory": _structure("separate", "separate", "same", "bidirectional"),
+    "only_causal": _structure("separate", "separate", "final", "causal"),
+}
 
 ALL_TWO_STREAM: tuple[Structure, ...] = tuple(
     _structure(*dials)

@@ -53,7 +53,7 @@ def work(
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Until every run of the study has ended: claim one, and others of its program up to `pack_size(run)` (but no more
-    than this one's share, where several `workers` are at the study); train them, publish them.
+    than this one's share, where several `workers` are at the study: sweeps.queue); train them, publish them.
 
     Runs whose program this process has come first, runs whose program another worker is compiling come last. A run
     that raises is recorded as failed and the next one is taken; where several trained side by side each is then tried by
@@ -107,8 +107,7 @@ def work(
             if begun:
                 mine.add(key_of(claim.row))
                 if (most := pack_size(begun[0][1])) > 1:
-                    share = -(-(1 + queue.count_like(claim.row)) // workers)
-                    for other in queue.like(claim.row, min(most, share) - 1):
+                    for other in queue.like(claim.row, min(most, queue.share(claim.row, workers)) - 1):
                         take(other)
             if len(begun) > 1 and _train_together(store, train, begun):
                 begun = []

@@ -6,20 +6,18 @@ command    lab run bidirectional && lab report bidirectional
 cost       small: COST
 expected   docs/studies/bidirectional.md
 
-prefix_lm and decoder_only differ in nothing else; encoder_decoder and causal_encoder neither.
+prefix_lm and decoder_only differ in nothing else; encoder_decoder and only_causal neither.
 """
 
-from dataclasses import replace
-
 from lab.spec import Data, Evaluation
-from lab.structure import STRUCTURES
+from lab.structure import ALONE, STRUCTURES
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
 PAIRS = {
     "decoder_only": STRUCTURES["decoder_only"],
     "prefix_lm": STRUCTURES["prefix_lm"],
-    "causal_encoder": replace(STRUCTURES["encoder_decoder"], inputs="causal"),
+    "only_causal": ALONE["only_causal"],
     "encoder_decoder": STRUCTURES["encoder_decoder"],
 }
 PRESETS = {
@@ -53,7 +51,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         evaluation=Evaluation(examples=1024 if must else 512),
     )
     # With one layer and memory=same the dial has no effect (lab.structure.canonical): that task takes memory=final.
-    names = ("causal_encoder", "encoder_decoder") if must else tuple(PAIRS)
+    names = ("only_causal", "encoder_decoder") if must else tuple(PAIRS)
     return Study(
         name="bidirectional_must" if must else "bidirectional",
         question="Do inputs that see ahead help where a dictionary follows the words that it explains?"

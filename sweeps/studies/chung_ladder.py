@@ -13,27 +13,19 @@ The steps, each from the one before:
 3   prefix_lm         a target layer reads its own depth of the inputs, not the last one
 4   decoder_only      causal inputs
 
-And each dial alone, from the encoder-decoder (its cross dial alone is 1b).
+And each dial alone, from the encoder-decoder (its cross dial alone is 1b); the GPU's preset leaves these out.
 """
 
-from dataclasses import replace
-
 from lab.spec import Data
-from lab.structure import LADDER, STRUCTURES
+from lab.structure import ALONE, LADDER
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
-ENCODER_DECODER = STRUCTURES["encoder_decoder"]
-ALONE = {
-    "only_shared": replace(ENCODER_DECODER, stacks="shared"),
-    "only_same_memory": replace(ENCODER_DECODER, memory="same"),
-    "only_causal": replace(ENCODER_DECODER, inputs="causal"),
-}
 PRESETS = {
     "small": dict(
         budgets=(3e10, 1.2e11, 4.8e11, 1.92e12), widths=(8, 12, 16, 24, 32, 48, 64), depth=2, S=64, batch=8, seeds=1
     ),
-    "gpu": dict(budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, S=128, batch=32, seeds=1),
+    "gpu": dict(budgets=(2.5e12, 1e13, 4e13), widths=(32, 48, 64, 96, 128, 192), depth=4, S=128, batch=32, seeds=1),
     "full": dict(
         budgets=(1e17, 4e17, 1.6e18, 6.4e18, 2.56e19),
         widths=(256, 384, 512, 640, 768, 1024, 1280, 1536),
@@ -43,6 +35,7 @@ PRESETS = {
         seeds=3,
     ),
 }
+RULES = {"small": "tuned:ladder", "gpu": "tuned:ladder-gpu", "full": "porian"}
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
@@ -51,7 +44,8 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
     data = data or corpus("python", allow_repeat=preset == "full")  # a plan: real runs of that size need more text
     settings = dict(S=chosen["S"], T=chosen["S"], precision="bf16" if big else "f32")
     arms = {name: arm(name, data, **settings) for name in LADDER}
-    arms |= {name: arm(structure, data, **settings) for name, structure in ALONE.items()}
+    if preset != "gpu":  # the six steps alone fit into minutes of one GPU
+        arms |= {name: arm(structure, data, **settings) for name, structure in ALONE.items()}
     return Study(
         name="chung_ladder",
         question="Removing one piece of an encoder-decoder's structure at a time: what does each cost at matched compute?",
@@ -61,4 +55,5 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate=RULES[preset],
     )
