@@ -15,7 +15,7 @@ from sweeps.ladder import ladder, shape
 from sweeps.study import arm, corpus
 from sweeps.tune.tuning import Tuning
 
-SMALL = {"budgets": (3e10, 1.2e11), "widths": (8, 16, 24, 32), "hold_out": (4.8e11, 48), "batch": 8,
+SMALL = {"budgets": (3e10, 1.2e11), "widths": (8, 16, 32), "hold_out": (4.8e11, 48), "batch": 8,
          "rates": (0.005, 0.01, 0.02, 0.04, 0.08), "depth": 2, "S": 64}  # fmt: skip
 PRESETS = {
     "small": SMALL,
