@@ -5,7 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.data import documents
-from lab.data.documents import LONGEST_DOCUMENT, MB, Document, Listing, Part, digest, gather, part_size, states
+from lab.data.documents import (
+    LONGEST_DOCUMENT,
+    MB,
+    Document,
+    Listing,
+    Part,
+    digest,
+    gather,
+    part_size,
+    states,
+    unreadable,
+)
 from lab.spec import nearest
 
 # A file given by itself is one long text. So that it can be split, it is cut into documents: 20 or more, of at most
@@ -56,7 +67,7 @@ def _piece(root: Path, name: str, start: int, end: int) -> Part:
                 stream.seek(first)
                 raw = stream.read(last - first)
         except OSError as error:
-            raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+            raise unreadable(file, error) from error
         content = _decoded(raw)
         if content is None and not name:
             raise _no_text(file, raw, first)
@@ -90,7 +101,7 @@ def read_text(file: Path) -> str | None:
     try:
         return _decoded(file.read_bytes())
     except OSError as error:
-        raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+        raise unreadable(file, error) from error
 
 
 def _decoded(raw: bytes) -> str | None:
@@ -152,7 +163,7 @@ def folder_files(root: Path) -> list[str]:
     """Every file below a folder, hidden ones left out, as paths within it; sorted."""
 
     def stop(error: OSError) -> None:
-        raise ValueError(f"data.path = {str(root)!r}: can not be read ({error})") from error
+        raise unreadable(error.filename or root, error) from error
 
     found = []
     for folder, folders, files in os.walk(root, onerror=stop):

@@ -195,7 +195,7 @@ def test_files_that_can_not_be_read_are_errors(tmp_path, monkeypatch):
         raise PermissionError("not yours")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(ValueError, match=r"a\.txt: can not be read \(not yours\)"):
+    with pytest.raises(OSError, match=r"a\.txt: can not be read \(not yours\): mend the file or its disk"):
         list(found.read())
 
 
@@ -204,7 +204,7 @@ def test_folders_that_can_not_be_read_are_errors(tmp_path, monkeypatch):
         onerror(PermissionError("not yours"))
 
     monkeypatch.setattr(text_files.os, "walk", refuse)
-    with pytest.raises(ValueError, match="not yours"):
+    with pytest.raises(OSError, match=r"can not be read \(not yours\): mend the file or its disk"):
         listing("text", str(tmp_path))
 
 
