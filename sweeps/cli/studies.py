@@ -149,13 +149,13 @@ def run(
             and all of them for runs that one can not hold)
         hosts: for runs larger than a machine, with this command on each host: the first one's address and port, how many, and
             which this is (from 0), such as 10.0.0.1:9876,2,0; 'auto' on Slurm, TPU pods and others that JAX knows
-        flops: begin no further run once the study has spent so many exact FLOPs; what failed and cancelled runs had spent when
-            the command was started counts, as far as their metrics say
+        flops: begin no further run once the study has spent so many exact FLOPs: those of results, and what all other attempts
+            have trained, as far as their metrics say
         hours: stop after so many, with all that runs saved; on Slurm counted from now, whatever waits in the queue
         until: stop at this moment instead: such as 2026-12-01T08:00 (here; or with +00:00 or Z), or seconds since 1970
         checkpoint: seconds between two checkpoints of a run
         lease: seconds of silence after which another worker takes a run over
-        hang: seconds without a step after which a run has failed
+        hang: seconds without a step after which a run has failed; its compilation gets four times as long
         track: trackers that show the runs, of tensorboard and wandb, such as tensorboard,wandb
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)

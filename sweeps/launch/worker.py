@@ -60,7 +60,7 @@ def work(
     itself. Runs that another worker holds are waited for, since that worker may die. lab.preemption.Preempted (a signal)
     passes through, with the runs saved. Raises MachineTrouble where files can not be written.
 
-    most_flops: no run is begun once the study's ended runs have spent so many exact FLOPs. until: nor after this time of
+    most_flops: no run is begun once the study has spent so many exact FLOPs (Store.spent). until: nor after this time of
     `time.time()`. stopping: whether to leave, between runs.
     """
     mine: set[str] = set()
@@ -225,7 +225,7 @@ def main() -> None:
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         # Before JAX starts: it makes as many threads as it sees cores.
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-    with stop_flag() as stop:
+    with secrets.masked_threads(), stop_flag() as stop:
         _main(arguments.study, settings, arguments.workers, stop)
 
 
@@ -318,4 +318,5 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
 
 
 if __name__ == "__main__":
+    sys.excepthook = secrets.excepthook
     main()

@@ -15,11 +15,11 @@ from sweeps.ladder import shape
 V = 260
 PLAIN = Execution(steps_per_dispatch=2, scan=False)
 CASES = {
-    "unrolled": ("decoder_only", dict(), dict()),
-    "loss on all, reference attention": ("decoder_only", dict(loss="all"), dict(attention="reference")),
+    "unrolled": ("decoder_only", dict(L=2), dict()),
+    "loss on all, reference attention": ("decoder_only", dict(L=2, loss="all"), dict(attention="reference")),
     "encoder-decoder, scan": ("encoder_decoder", dict(S=96, T=32), dict(scan=True)),
     "prefix, scan and remat": ("prefix_lm", dict(S=128, T=128), dict(scan=True, remat=True)),
-    "tied cross-attention, microbatches": ("tied_cross", dict(S=32, T=96), dict(microbatches=2)),
+    "tied cross-attention, microbatches": ("tied_cross", dict(L=2, S=32, T=96), dict(microbatches=2)),
     "encoder only, scan": ("encoder_only", dict(name="masked_lm", S=128, T=16), dict(scan=True)),
 }
 
