@@ -262,12 +262,14 @@ class Transformer:
         """memory=final: all of the input stack, then the target stack over its output."""
         memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S, _among_inputs(segments))
         merged = self.structure.cross == "merged"
-        stack = self.stacks[-1]
+        stack, one = self.stacks[-1], None
+        if self.structure.memory_is_one(self.options.share_layers):
+            one = self.layer(params, stack, None).reader.keys_values(memory_BSD, positions_S)
         y_BTD = self._fold(
             lambda layers, y: _target_layer(
                 layers[0],
                 y,
-                layers[0].reader.keys_values(memory_BSD, positions_S),
+                one or layers[0].reader.keys_values(memory_BSD, positions_S),
                 positions_T,
                 merged=merged,
                 segments=segments,
