@@ -7,16 +7,18 @@ Conventions, all in FLOPs for one example (2 for a multiply-add), all whole numb
     textbook   the published formula: attended pairs, and no allowance for the last input layer of which only keys and
                values are needed (memory=same, loss on targets).
     6nd        6 * body parameters * tokens of text (2 forward), Kaplan et al. 2020; for comparison with the literature.
+               Of parameters that layers share each use counts.
 
-Not counted, as everywhere: norms, softmax, rotations, activations, biases, the optimizer. An embedding lookup is free,
-the head is charged at the positions that are predicted, and training is 3 times the forward pass. Padding is executed, and
-is charged like any other token; of documents packed in a row the pairs within each are charged, their mean over the corpus.
+Not counted, as everywhere: norms, softmax, rotations, activations, biases, the optimizer. An embedding lookup is free (of
+a table in two factors the second is a product, and charged), the head is charged at the positions that are predicted, and
+training is 3 times the forward pass. Padding is executed, and is charged like any other token; of documents packed in a row
+the pairs within each are charged, their mean over the corpus.
 
-Letters: S input length, T target length, D model width, F feed-forward width, N query heads, K key-value heads, H head
-width, L layers, V vocabulary.
+Letters: S input length, T target length, D model width, E width of a token table in two factors, F feed-forward width, N
+query heads, K key-value heads, H head width, L layers, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lab.forms import Course, Form, forms
@@ -24,13 +26,13 @@ from lab.spec import Objective, Options, Run, Shape
 from lab.structure import Structure
 
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
-MLP_MATRICES = {"swiglu": 3, "gelu": 2}
+MLP_MATRICES = {"swiglu": 3, "geglu": 3, "gelu": 2, "relu": 2, "relu2": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
     total: int
-    embedding: int  # token tables and an untied head
+    embedding: int  # token tables, whole or in factors, and an untied head
     body: int  # all the rest
     unused: int  # of the body: in the tree, but no scored prediction reads them (see `parameters`)
 
@@ -43,19 +45,28 @@ class Projections:
     key_value: int
     out: int
     mlp: int
+    reading: int  # of the layer's target stream, beside the keys and values of its memory: a cross-attention of its own
+    embed: int  # of the model: what a token costs before the first layer
+    head: int
 
     @property
     def layer(self) -> int:
         return self.query + self.key_value + self.out + self.mlp
 
 
-def projections(shape: Shape, options: Options) -> Projections:
-    D, H = shape.D, shape.H
+def projections(structure: Structure, shape: Shape, options: Options, V: int) -> Projections:
+    D, H, E = shape.D, shape.H, options.embedding_width
+    query, out = D * shape.N * H, shape.N * H * D
+    # In a parallel block tied cross-attention has self-attention's queries, and one product for what both mix.
+    free = structure.cross == "merged" or (structure.cross == "tied" and options.block == "parallel")
     return Projections(
-        query=D * shape.N * H,
+        query=query,
         key_value=2 * D * shape.K * H,
-        out=shape.N * H * D,
+        out=out,
         mlp=MLP_MATRICES[options.mlp] * D * shape.F,
+        reading=0 if free or structure.encoder_only else query + out,
+        embed=0 if E is None else E * D,
+        head=D * V if E is None else D * E + E * V,
     )
 
 
@@ -67,25 +78,30 @@ def triangle(n: int) -> int:
 def parameters(structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int) -> Parameters:
     """Counts that equal the parameter tree. A structure's tree does not depend on the objective, so with memory=same,
     separate stacks and loss on targets the last input layer's query, output and MLP matrices are there and idle."""
-    p, D = projections(shape, options), shape.D
+    p, D, serial = projections(structure, shape, options, V), shape.D, options.block == "serial"
     qk_norm = 2 * shape.H if options.qk_norm else 0
-    layer = p.layer + 2 * D + qk_norm
+    sublayer = (2 if options.norm_place == "sandwich" else 1) * D  # its norms
+    first = final = 0 if options.norm_place == "post" else D  # before the first sublayer; at the end of a stack
+    layer = p.layer + (2 * sublayer if serial else sublayer) + qk_norm
+    cross_norm = sublayer if serial else 0
     reading = {
         "merged": 0,
         "none": 0,
-        "tied": D,
-        "separate": D + p.query + p.key_value + p.out + qk_norm,
+        "tied": cross_norm,
+        "separate": cross_norm + p.query + p.key_value + p.out + qk_norm,
     }[structure.cross]
-    if structure.encoder_only:
-        body, tables = shape.L * layer + D, 1
-    elif structure.stacks == "shared":
-        body, tables = shape.L * (layer + reading) + D, 1
+    held, held_input = (1 if options.share_layers else depth for depth in (shape.L, shape.L_input))
+    if structure.encoder_only or structure.stacks == "shared":
+        body, tables = held * (layer + reading) + final, 1
     else:
-        body, tables = shape.L_input * layer + D + shape.L * (layer + reading) + D, 2
+        body, tables = held_input * layer + final + held * (layer + reading) + final, 2
     unused = 0
     if structure.stacks == "separate" and structure.memory == "same" and objective.loss == "targets":
-        unused = (layer - D) + D  # all of the last input layer but its attention norm; and the input stack's final norm
-    embedding = V * D if options.tied_embeddings else V * D * (tables + 1)
+        # The last input layer but for the norm that the memory is read through, unless it serves at other depths; and
+        # the input stack's final norm.
+        unused = final + (layer - first if held_input == shape.L_input else 0)
+    table = V * D if options.embedding_width is None else (V + D) * options.embedding_width
+    embedding = table if options.tied_embeddings else table * (tables + 1)
     return Parameters(total=body + embedding, embedding=embedding, body=body, unused=unused)
 
 
@@ -103,20 +119,21 @@ def bill(
     structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int, *, skip: bool = True
 ) -> tuple[Item, ...]:
     """Forward cost of one example, item by item. skip: leave out what the trainer does not execute."""
-    p, S, T = projections(shape, options), objective.S, objective.T
+    p, S, T = projections(structure, shape, options, V), objective.S, objective.T
     input_pairs = triangle(S) if structure.inputs == "causal" else S * S
     scored = T + (S - 1 if objective.loss == "all" else 0)
-    head = Item(name="head", linear=2 * scored * shape.D * V)
+    head = Item(name="head", linear=2 * scored * p.head)
+    tokens = S if structure.encoder_only else S + T  # that enter
+    items = [Item(name="embedding", linear=2 * tokens * p.embed)] if p.embed else []
     if structure.encoder_only:
         L = shape.L
         return (
+            *items,
             Item(name="input layers", linear=L * 2 * S * p.layer),
             Item(name="input attention", attended=L * S * S, dense=L * S * S),
             head,
         )
-    own_softmax = structure.cross in ("separate", "tied")
     whole = shape.L_input
-    items = []
     if skip and structure.memory == "same" and objective.loss == "targets":
         whole -= 1
         if structure.memory_is_free:
@@ -131,10 +148,11 @@ def bill(
             dense=shape.L * (T * S + T * T),
         ),
     ]
-    if own_softmax:
-        items.append(Item(name="cross queries and outputs", linear=shape.L * 2 * T * (p.query + p.out)))
+    if p.reading:
+        items.append(Item(name="cross queries and outputs", linear=shape.L * 2 * T * p.reading))
     if not structure.memory_is_free:
-        items.append(Item(name="memory keys and values", linear=shape.L * 2 * S * p.key_value))
+        times = 1 if skip and structure.memory_is_one(options.share_layers) else shape.L
+        items.append(Item(name="memory keys and values", linear=times * 2 * S * p.key_value))
     return (*items, head)
 
 
@@ -145,7 +163,7 @@ def forward(
     pair = 4 * shape.N * shape.H  # a query-key product and a weighted value
     executed = bill(structure, shape, options, objective, V)
     published = bill(structure, shape, options, objective, V, skip=False)
-    body = parameters(structure, shape, options, objective, V).body
+    body = parameters(structure, shape, replace(options, share_layers=False), objective, V).body
     return {
         "exact": sum(item.linear + pair * item.attended for item in executed),
         "dense": sum(item.linear + pair * item.dense for item in executed),
@@ -155,11 +173,13 @@ def forward(
 
 
 def body_per_token(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> float:
-    """Exact forward FLOPs without the head, for each token of text: the size that learning-rate rules are fitted in."""
+    """Exact forward FLOPs without embedding and head, for each token of text: the size that learning-rate rules are fitted in."""
     pair, flops, tokens = 4 * shape.N * shape.H, 0, 0
     for form in forms(objective):
         items = bill(structure, shape, options, form, V)
-        flops += form.share * sum(item.linear + pair * item.attended for item in items if item.name != "head")
+        flops += form.share * sum(
+            item.linear + pair * item.attended for item in items if item.name not in ("embedding", "head")
+        )
         tokens += form.share * form.length
     return flops / tokens
 
@@ -259,11 +279,12 @@ def conversation(
     """
     if structure.encoder_only:
         raise ValueError("structure.cross = 'none': encoder-only has no target stream and can not reply")
-    p, pair = projections(shape, options), 4 * shape.N * shape.H
+    p, pair = projections(structure, shape, options, V), 4 * shape.N * shape.H
     causal, free = structure.inputs == "causal", structure.memory_is_free
     replies_stay = structure.keeps_replies(options.positions)
     # With memory=same nothing reads what comes out of the last input layer, only the keys and values of what goes in.
     needed = shape.L_input - (structure.memory == "same")
+    one = structure.memory_is_one(options.share_layers)
     whole = shape.L_input if convention == "textbook" else needed
     token_bytes = 2 * shape.K * shape.H * bytes_per_element
     result, history, cached = [], 0, 0
@@ -273,15 +294,14 @@ def conversation(
         new = n - kept
         among = (lambda count: count * count) if convention == "dense" else triangle
         pairs = new * kept + among(new) if causal else n * n
-        prefill = whole * (2 * new * p.layer + pair * pairs)
+        prefill = whole * (2 * new * p.layer + pair * pairs) + 2 * new * p.embed
         if not free:
-            prefill += shape.L * 2 * new * p.key_value
+            prefill += (1 if one and convention != "textbook" else shape.L) * 2 * new * p.key_value
         elif whole < shape.L_input:
             prefill += 2 * new * p.key_value
-        own_softmax = 2 * reply * (p.query + p.out) if structure.cross != "merged" else 0
-        decode = shape.L * (2 * reply * p.layer + own_softmax + pair * (reply * n + among(reply)))
-        decode += 2 * reply * shape.D * V
-        layers_of_inputs = shape.L
+        decode = shape.L * (2 * reply * (p.layer + p.reading) + pair * (reply * n + among(reply)))
+        decode += 2 * reply * (p.embed + p.head)
+        layers_of_inputs = 1 if one and structure.cross != "merged" else shape.L
         if causal and not free:
             layers_of_inputs += needed  # the input stream's own, to go on from
         cache = token_bytes * (layers_of_inputs * n + shape.L * reply)

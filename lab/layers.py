@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from lab.attention import Segments, attend, row_reduce
+from lab.attention import row_reduce
 from lab.spec import Options, Shape
 
 ROPE_BASE = 10_000.0
@@ -47,6 +47,20 @@ def _norm_backward(saved, d_out: Array):
 
 
 rms_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def layer_norm(x: Float[Array, "*B D"], scale_D: Float[Array, "D"]) -> Float[Array, "*B D"]:
+    """Ba et al. 2016, with a scale and no bias: the RMS norm of what differs from the mean."""
+    x32 = x.astype(jnp.float32)
+    return rms_norm(x32 - _mean(x32), scale_D).astype(x.dtype)
+
+
+def scale_only(x: Float[Array, "*B D"], scale_D: Float[Array, "D"]) -> Float[Array, "*B D"]:
+    """No norm: the learned scale that comes with one."""
+    return (x.astype(jnp.float32) * _row(scale_D, x)).astype(x.dtype)
+
+
+NORMS: dict[str, Callable[[Array, Array], Array]] = {"rms": rms_norm, "layer": layer_norm, "scale": scale_only}
 
 
 def _mean(x: Array) -> Array:
@@ -183,51 +197,80 @@ def _gated_backward(saved, d_out: Array):
 gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 
-class SwiGLU(nnx.Module):
-    """Shazeer 2020: (silu(x G) * x U) W, three matrices."""
+def _from_inputs(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Kept for the backward pass are its inputs: JAX's derivative of the tanh in gelu would keep four arrays more."""
+    return jax.checkpoint(function, prevent_cse=False)
 
-    def __init__(self, shape: Shape, *, gain: float, draw: Draw):
-        self.gate_DF = _matrix(draw, (shape.D, shape.F), shape.D)
+
+gelu = _from_inputs(jax.nn.gelu)
+
+
+@_from_inputs
+def geglu(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    return jax.nn.gelu(gate) * up
+
+
+def relu2(up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    return jnp.square(jax.nn.relu(up))
+
+
+# What stands between the matrices. Of two: Shazeer 2020 (arXiv 2002.05202), (f(x G) * x U) W. Of one: f(x U) W, where relu2
+# is Primer's (So et al. 2021, arXiv 2109.08668). Every gelu is the approximation by tanh.
+GATED: dict[str, Callable[[Array, Array], Array]] = {"swiglu": gated, "geglu": geglu}
+UNGATED: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "relu": jax.nn.relu, "relu2": relu2}
+
+
+class MLP(nnx.Module):
+    """Three matrices where it is gated, else two; no biases."""
+
+    def __init__(self, shape: Shape, options: Options, *, gain: float, draw: Draw):
+        self.kind = options.mlp
+        self.gate_DF = _matrix(draw, (shape.D, shape.F), shape.D) if options.mlp in GATED else None
         self.up_DF = _matrix(draw, (shape.D, shape.F), shape.D)
         self.down_FD = _matrix(draw, (shape.F, shape.D), shape.F, gain)
 
     def __call__(self, x_BTD: Array) -> Array:
-        gate_BTF, up_BTF = matmul(x_BTD, self.gate_DF[...]), matmul(x_BTD, self.up_DF[...])
-        return matmul(gated(gate_BTF, up_BTF), self.down_FD[...])
+        if self.gate_DF is None:
+            inside_BTF = UNGATED[self.kind](matmul(x_BTD, self.up_DF[...]))
+        else:
+            inside_BTF = GATED[self.kind](matmul(x_BTD, self.gate_DF[...]), matmul(x_BTD, self.up_DF[...]))
+        return matmul(inside_BTF, self.down_FD[...])
 
 
-class Gelu(nnx.Module):
-    """gelu(x U) W, two matrices."""
-
-    def __init__(self, shape: Shape, *, gain: float, draw: Draw):
-        self.up_DF = _matrix(draw, (shape.D, shape.F), shape.D)
-        self.down_FD = _matrix(draw, (shape.F, shape.D), shape.F, gain)
-
-    def __call__(self, x_BTD: Array) -> Array:
-        return matmul(jax.nn.gelu(matmul(x_BTD, self.up_DF[...])), self.down_FD[...])
-
-
-MLPS: dict[str, Callable[..., nnx.Module]] = {"swiglu": SwiGLU, "gelu": Gelu}
+# Queries [B, T, N, H] -> what they find in a memory, [B, T, N, H].
+Read = Callable[[Array], Array]
 
 
 class Layer(nnx.Module):
-    """Pre-norm self-attention and MLP; `cross` adds what a target stream needs to read a memory of its own softmax.
+    """Self-attention and MLP; `cross` adds what a target stream needs to read a memory in a softmax of its own.
 
-    cross: "none" (the memory, if any, joins the self-attention), "tied" (a second sublayer with its own norm that
-    reuses the self-attention's projections) or "separate" (with projections of its own).
+    cross: "none" (the memory, if any, joins the self-attention), "tied" (a second sublayer that reuses the
+    self-attention's projections) or "separate" (with projections of its own).
+
+    With norm f and sublayers g (attention, cross-attention, MLP; in a parallel block their sum, as one sublayer):
+
+        pre        x + g(f(x))         and a final norm at the end of the stack
+        post       f(x + g(x))         and none: Vaswani et al. 2017
+        sandwich   x + f(g(f(x)))      and a final norm: Ding et al. 2021 (CogView), Gemma 2
     """
 
     def __init__(self, shape: Shape, options: Options, *, cross: str, depth: int, attention: str, draw: Draw):
         # Residual branches start smaller the more there are (GPT-2).
         branches = 2 if cross == "none" else 3
         gain = (branches * depth) ** -0.5
-        self.attention = attention
-        self.attn_norm_D = _ones(shape.D)
+        self.options, self.attention = options, attention
+
+        def norms(*, there: bool = True) -> tuple[nnx.Param | None, nnx.Param | None]:
+            """A sublayer's norm (before it, or after the sum), and the second of a sandwich."""
+            return _ones(shape.D) if there else None, _ones(shape.D) if there and sandwich else None
+
+        sandwich, serial = options.norm_place == "sandwich", options.block == "serial"
+        self.attn_norm_D, self.attn_out_norm_D = norms()
         self.attn = Attention(shape, options, gain=gain, draw=draw)
-        self.cross_norm_D = _ones(shape.D) if cross != "none" else None
+        self.cross_norm_D, self.cross_out_norm_D = norms(there=serial and cross != "none")
         self.cross = Attention(shape, options, gain=gain, draw=draw) if cross == "separate" else None
-        self.mlp_norm_D = _ones(shape.D)
-        self.mlp = MLPS[options.mlp](shape, gain=gain, draw=draw)
+        self.mlp_norm_D, self.mlp_out_norm_D = norms(there=serial)
+        self.mlp = MLP(shape, options, gain=gain, draw=draw)
 
     @property
     def reader(self) -> Attention:
@@ -235,20 +278,67 @@ class Layer(nnx.Module):
         return self.attn if self.cross is None else self.cross
 
     def before_attention(self, x_BTD: Array) -> Array:
-        return rms_norm(x_BTD, self.attn_norm_D[...])
+        """What queries, keys and values are made of."""
+        return self._before(x_BTD, self.attn_norm_D)
 
-    def feed_forward(self, x_BTD: Array) -> Array:
-        return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm_D[...]))
-
-    def read(
+    def after_attention(
         self,
-        y_BTD: Array,
-        memory_keys_values: tuple[Array, Array],
-        positions: Positions,
-        segments: Segments = None,
+        x_BnD: Float[Array, "B n D"],
+        normed_BnD: Float[Array, "B n D"],
+        q_BnNH: Float[Array, "B n N H"],
+        mixed_BnNH: Float[Array, "B n N H"],
+        read: Read | None = None,
+        positions: Positions | None = None,
+    ) -> Float[Array, "B n D"]:
+        """The layer's output, from its input, that `before_attention`, and its self-attention's queries and mixed values.
+
+        read: the cross-attention of `separate` and `tied`, of the T last of the n places, whose `positions` are given.
+        """
+        if self.options.block == "parallel":
+            out_BnD = self._outputs(normed_BnD, q_BnNH, mixed_BnNH, read, positions)
+            return self._sum(x_BnD, out_BnD, self.attn_norm_D, self.attn_out_norm_D)
+        x_BnD = self._sum(x_BnD, self.attn.out(mixed_BnNH), self.attn_norm_D, self.attn_out_norm_D)
+        if read is not None:
+            assert positions is not None
+
+            def with_memory(y_BTD: Array) -> Array:
+                q_BTNH = self.reader.queries(self._before(y_BTD, self.cross_norm_D), positions)
+                return self._sum(y_BTD, self.reader.out(read(q_BTNH)), self.cross_norm_D, self.cross_out_norm_D)
+
+            x_BnD = _on_last(positions.shape[-1], with_memory, x_BnD)
+        return self._sum(x_BnD, self.mlp(self._before(x_BnD, self.mlp_norm_D)), self.mlp_norm_D, self.mlp_out_norm_D)
+
+    def _outputs(
+        self, normed_BnD: Array, q_BnNH: Array, mixed_BnNH: Array, read: Read | None, positions: Positions | None
     ) -> Array:
-        """The cross-attention sublayer of `separate` and `tied`: every target sees the whole memory."""
-        assert self.cross_norm_D is not None
-        q_BTNH = self.reader.queries(rms_norm(y_BTD, self.cross_norm_D[...]), positions)
-        mixed_BTNH = attend(q_BTNH, *memory_keys_values, causal=False, how=self.attention, segments=segments)
-        return y_BTD + self.reader.out(mixed_BTNH)
+        """Of a parallel block, the sum of its sublayers' outputs."""
+        if read is None:
+            return self.attn.out(mixed_BnNH) + self.mlp(normed_BnD)
+        assert positions is not None
+        T, reader = positions.shape[-1], self.cross
+        if reader is None:  # the same queries in two softmaxes, and one product for what both mix
+            mixed_BnNH = _on_last(T, lambda mixed: mixed + read(q_BnNH[:, -T:]), mixed_BnNH)
+            return self.attn.out(mixed_BnNH) + self.mlp(normed_BnD)
+        found_BTD = reader.out(read(reader.queries(normed_BnD[:, -T:], positions)))
+        return _on_last(T, lambda out: out + found_BTD, self.attn.out(mixed_BnNH) + self.mlp(normed_BnD))
+
+    def _norm(self, x_BTD: Array, scale: nnx.Param | None) -> Array:
+        assert scale is not None
+        return NORMS[self.options.norm](x_BTD, scale[...])
+
+    def _before(self, x_BTD: Array, scale: nnx.Param | None) -> Array:
+        return x_BTD if self.options.norm_place == "post" else self._norm(x_BTD, scale)
+
+    def _sum(self, x_BTD: Array, out_BTD: Array, scale: nnx.Param | None, second: nnx.Param | None) -> Array:
+        """The residual stream with a sublayer's output in it."""
+        if self.options.norm_place == "post":
+            return self._norm(x_BTD + out_BTD, scale)
+        return x_BTD + (out_BTD if second is None else self._norm(out_BTD, second))
+
+
+def _on_last(T: int, function: Callable[[Array], Array], x: Float[Array, "B n *D"]) -> Float[Array, "B n *D"]:
+    """`function` of the T last places; the others as they are."""
+    if x.shape[1] == T:
+        return function(x)
+    last = function(x[:, -T:])
+    return jnp.concatenate([x[:, :-T], last], axis=1)

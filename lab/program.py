@@ -93,7 +93,8 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
 def token_losses(
     model: Transformer, form: Form, params: Params, batch: Batch, *, at_once: int = LOGITS_AT_ONCE
 ) -> jax.Array:
-    """(B, P) negative log-likelihoods in nats, float32, of every scored position; 0 where the label is PAD.
+    """(B, P) negative log-likelihoods in nats, float32, of every scored position; 0 where the label is PAD. Their gradient
+    is that of likelihood and z-loss (PaLM, arXiv 2204.02311), where options.z_loss has a weight.
 
     Where there are more than `at_once` logits the head runs over equal parts of the positions, and again over each in
     the backward pass: the logits of all of them are never there together.
@@ -105,7 +106,11 @@ def token_losses(
         hidden, labels = part
         logits = model.head(params, hidden)
         chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        log_Z = jax.nn.logsumexp(logits, axis=-1)
+        losses = log_Z - chosen
+        if weight := model.options.z_loss:
+            z_loss = weight * jnp.square(log_Z)
+            losses += z_loss - jax.lax.stop_gradient(z_loss)
         return jnp.where(labels == model.pad, 0.0, losses) if form.name == "pairs" else losses
 
     parts = _parts(labels_BP.size, at_once // model.V)

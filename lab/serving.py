@@ -26,11 +26,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from lab.layers import Attention, Layer, Positions, rms_norm
+from lab.layers import Attention, Layer, Positions
 from lab.transformer import DTYPES, Params, Transformer
 
 KeysValues = tuple[Array, Array]
@@ -49,7 +48,7 @@ class Cache:
     cross=merged: in each row of `memory` the targets lie right behind the row's inputs, so that one softmax reads one array.
     """
 
-    memory: KeysValues  # [L, B, K, C, H]; cross=merged [L, B, K, C + T, H]
+    memory: KeysValues  # [L, B, K, C, H], [1, ..] where it is one for all layers; cross=merged [L, B, K, C + T, H]
     targets: KeysValues | None  # [L, B, K, T, H]; None where cross=merged
     own: (
         KeysValues | None
@@ -142,6 +141,10 @@ def decode(
     """
     structure, stack = model.structure, model.stacks[-1]
     merged, T = structure.cross == "merged", tokens_BT.shape[1]
+    apart = None if merged else cache.memory
+    one = None  # for all layers
+    if apart and structure.memory_is_one(model.options.share_layers):
+        apart, one = None, (apart[0][0], apart[1][0])
     place_T = cache.fed + np.arange(T)
     place_BT = cache.lengths_B[:, None] + place_T[None]
     positions = place_BT if model.options.positions == "continue" else place_T
@@ -153,10 +156,11 @@ def decode(
         seen = np.arange(cache.room)[None, None] <= place_T[None, :, None]
     written = cache.memory if cache.targets is None else cache.targets
 
-    def layer_at(carry: tuple[Array, KeysValues], depth: tuple[Params, Array, KeysValues | None]):
+    def layer_at(carry: tuple[Array, KeysValues], depth: tuple[Params | None, Array, KeysValues | None]):
         y_BTD, written = carry
-        parameters, index, memory = depth
-        layer = _layer(model, stack, parameters)
+        own, index, memory = depth
+        memory = one or memory
+        layer = model.layer(params, stack, own)
         normed_BTD = layer.before_attention(y_BTD)
         q_BTNH = layer.attn.queries(normed_BTD, positions)
         rows = np.arange(len(tokens_BT))[:, None]
@@ -164,18 +168,15 @@ def decode(
             kept.at[index, rows, :, slots_BT].set(new)
             for kept, new in zip(written, layer.attn.keys_values(normed_BTD, positions), strict=True)
         )
-        y_BTD = y_BTD + layer.attn.out(_attend(q_BTNH, (k[index], v[index], seen)))
-        if memory is not None:
-            assert layer.cross_norm_D is not None
-            q_BTNH = layer.reader.queries(rms_norm(y_BTD, layer.cross_norm_D[...]), positions)
-            y_BTD = y_BTD + layer.reader.out(_attend(q_BTNH, (*memory, inputs_B1C)))
-        return (layer.feed_forward(y_BTD), (k, v)), None
+        mixed_BTNH = _attend(q_BTNH, (k[index], v[index], seen))
+        read = None if memory is None else lambda q_BTNH: _attend(q_BTNH, (*memory, inputs_B1C))
+        return (layer.after_attention(y_BTD, normed_BTD, q_BTNH, mixed_BTNH, read, positions), (k, v)), None
 
-    y_BTD = model._embed(params, "target_embedding_VD", tokens_BT)
-    layers = (params[stack]["layers"], jnp.arange(model.shape.L), None if merged else cache.memory)
+    y_BTD, L = model._embed(params, "target_embedding", tokens_BT), model.shape.L
+    layers = (model.by_depth(params, stack, L), jnp.arange(L), apart)
     (y_BTD, written), _ = jax.lax.scan(layer_at, (y_BTD, written), layers)
     after = replace(cache, **{"memory" if merged else "targets": written}, fed=cache.fed + T)
-    return model.head(params, rms_norm(y_BTD, params[stack]["norm_D"])), after
+    return model.head(params, model._top(params, stack, y_BTD)), after
 
 
 @partial(jax.jit, static_argnames="model")
@@ -209,49 +210,50 @@ def _read_inputs(
         """The whole of a layer, and the keys and values of its attention."""
         own = _keys_values(layer.attn, normed_BUD, positions)
         parts = [(*own, seen)] if kept is None else [(*kept, earlier_seen), (*own, seen)]
-        mixed_BUNH = _attend(layer.attn.queries(normed_BUD, positions), *parts)
-        return layer.feed_forward(x_BUD + layer.attn.out(mixed_BUNH)), own
+        q_BUNH = layer.attn.queries(normed_BUD, positions)
+        return layer.after_attention(x_BUD, normed_BUD, q_BUNH, _attend(q_BUNH, *parts)), own
 
     first, last = model.stacks[0], model.stacks[-1]
-    x_BUD = model._embed(params, "embedding_VD", tokens_BU)
+    x_BUD = model._embed(params, "embedding", tokens_BU)
     if structure.memory == "final":
 
         def alone(x_BUD: Array, depth: Any):
             parameters, kept = depth
-            layer = _layer(model, first, parameters)
+            layer = model.layer(params, first, parameters)
             return attended(layer, x_BUD, layer.before_attention(x_BUD), kept)
 
-        def memory_at(x_BUD: Array, parameters: Params):
-            return x_BUD, _keys_values(_layer(model, last, parameters).reader, x_BUD, positions)
+        def memory_at(x_BUD: Array, parameters: Params | None):
+            return x_BUD, _keys_values(model.layer(params, last, parameters).reader, x_BUD, positions)
 
-        x_BUD, own = jax.lax.scan(alone, x_BUD, (params[first]["layers"], earlier))
-        x_BUD = rms_norm(x_BUD, params[first]["norm_D"])
-        _, memory = jax.lax.scan(memory_at, x_BUD, params[last]["layers"])
+        inputs, targets = model.depth(first), model.depth(last)
+        x_BUD, own = jax.lax.scan(alone, x_BUD, (model.by_depth(params, first, inputs), earlier), length=inputs)
+        x_BUD = model._top(params, first, x_BUD)
+        layers, one = model.by_depth(params, last, targets), structure.memory_is_one(model.options.share_layers)
+        _, memory = jax.lax.scan(memory_at, x_BUD, layers, length=1 if one else targets)
+        if one and structure.cross == "merged":  # targets of each layer lie behind it
+            memory = jax.tree.map(lambda kept: jnp.broadcast_to(kept, (targets, *kept.shape[1:])), memory)
         return memory, own if causal else None
 
     free = structure.memory_is_free
 
     def both(x_BUD: Array, depth: Any):
         *parameters, kept = depth
-        layer, reading = (_layer(model, name, p) for name, p in zip((first, last), parameters, strict=True))
+        layer, reading = (model.layer(params, name, p) for name, p in zip((first, last), parameters, strict=True))
         normed_BUD = layer.before_attention(x_BUD)
         memory = None if free else _keys_values(reading.reader, normed_BUD, positions)
         x_BUD, own = attended(layer, x_BUD, normed_BUD, kept)
         return x_BUD, (own if memory is None else memory, None if free or not causal else own)
 
-    stacks = params[first]["layers"], params[last]["layers"]
-    upper = jax.tree.map(lambda leaf: leaf[: model.shape.L - 1], (*stacks, earlier))
-    x_BUD, (memory, own) = jax.lax.scan(both, x_BUD, upper)
+    upper = model.shape.L - 1
+    stacks = (model.by_depth(params, name, upper) for name in (first, last))
+    before_last = jax.tree.map(lambda leaf: leaf[:upper], earlier)
+    x_BUD, (memory, own) = jax.lax.scan(both, x_BUD, (*stacks, before_last), length=upper)
     # Of the last layer's inputs nothing is needed but what the targets read.
-    layer, reading = (_layer(model, name, jax.tree.map(lambda leaf: leaf[-1], stack))
-                      for name, stack in zip((first, last), stacks, strict=True))  # fmt: skip
+    layer, reading = (model.layer(params, name, jax.tree.map(lambda leaf: leaf[-1], params[name]["layers"]))
+                      for name in (first, last))  # fmt: skip
     end = _keys_values(reading.reader, layer.before_attention(x_BUD), positions)
     k, v = (jnp.concatenate([kept, new[None]]) for kept, new in zip(memory, end, strict=True))
     return (k, v), own
-
-
-def _layer(model: Transformer, stack: str, parameters: Params) -> Layer:
-    return nnx.merge(model._graph[stack], parameters)
 
 
 # ---- keys and values ---------------------------------------------------------------------------------------------------

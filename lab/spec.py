@@ -22,7 +22,9 @@ from lab.checks import check_choice, check_integer, check_number, nearest, requi
 from lab.forms import MOST_FORMS, Objective
 from lab.structure import Structure
 
-SCHEMA = 2  # of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits
+SCHEMA = (
+    3  # of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits, 3 the model's options
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,26 +56,51 @@ class Shape:
         )
 
 
+Mlp = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
+Norm = Literal["rms", "layer", "scale"]
+NormPlace = Literal["pre", "post", "sandwich"]
+Block = Literal["serial", "parallel"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all structures share. Each choice is one function and one dict line in lab.layers."""
+    """What all structures share; each works with every structure (docs/options.md has sources and costs). An MLP or a norm
+    is one function and one dict line in lab.layers."""
 
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp: Mlp = "swiglu"
+    norm: Norm = "rms"  # every norm but QK-norm, which is RMS
+    norm_place: NormPlace = "pre"
+    block: Block = "serial"  # parallel: the sublayers of a layer read one norm of its input, and are added
+    share_layers: bool = False  # one set of weights for all layers of a stack
     qk_norm: bool = True
     tied_embeddings: bool = True
+    embedding_width: int | None = None  # E: a token table is a product of V x E and E x D
+    logit_softcap: float | None = None
+    z_loss: float = 0.0  # times log(Z)^2 of each scored token, in the gradient alone
     # Whether the targets' positions go on where the inputs end, or start again at 0.
     positions: Literal["continue", "restart"] = "continue"
 
     def __post_init__(self):
-        check_choice("options.mlp", self.mlp, Literal["swiglu", "gelu"])
+        for name, kind in (("mlp", Mlp), ("norm", Norm), ("norm_place", NormPlace), ("block", Block)):
+            check_choice(f"options.{name}", getattr(self, name), kind)
         check_choice("options.positions", self.positions, Literal["continue", "restart"])
-        for name in ("qk_norm", "tied_embeddings"):
+        for name in ("share_layers", "qk_norm", "tied_embeddings"):
             require(
                 isinstance(getattr(self, name), bool),
                 f"options.{name}",
                 getattr(self, name),
                 "use true or false",
             )
+        if self.embedding_width is not None:
+            check_integer("options.embedding_width", self.embedding_width, 1)
+        if self.logit_softcap is not None:
+            check_number("options.logit_softcap", self.logit_softcap, 0.0, 1e6, open_low=True)
+        check_number("options.z_loss", self.z_loss, 0.0, 1.0)
+
+    def __str__(self) -> str:
+        """Those that are not the default: 'mlp gelu, norm layer'."""
+        chosen = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        return ", ".join(f"{name} {value}" for name, value, default in chosen if value != default)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,10 @@ class Structure:
         do the same, and a reply stays where it is. Else a conversation's replies are read anew as inputs."""
         return self.joint and self.cross == "merged" and self.inputs == "causal" and positions == "continue"
 
+    def memory_is_one(self, share_layers: bool) -> bool:
+        """One layer reads one memory at every depth, so its keys and values are projected once."""
+        return share_layers and self.memory == "final"
+
     @property
     def name(self) -> str:
         """The named point, or the dials' values joined by dashes."""

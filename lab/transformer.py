@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 
 from lab.attention import Segments, attend
 from lab.forms import Form
-from lab.layers import Draw, Layer, rms_norm
+from lab.layers import NORMS, Draw, Layer, Read, matmul
 from lab.mesh import by_batch, whole
 from lab.spec import Options, Shape
 from lab.structure import Structure
@@ -68,6 +68,10 @@ class Transformer:
     def depth(self, stack: str) -> int:
         return self.shape.L_input if stack == "input" else self.shape.L
 
+    def held(self, stack: str) -> int:
+        """Layers of a stack that the parameters hold: one where it serves at every depth (Lan et al. 2019, ALBERT)."""
+        return 1 if self.options.share_layers else self.depth(stack)
+
     def _layer(self, stack: str, draw: Draw) -> Layer:
         own_softmax = stack != "input" and self.structure.cross in ("separate", "tied")
         cross = self.structure.cross if own_softmax else "none"
@@ -81,25 +85,30 @@ class Transformer:
         return {name: nnx.split(self._layer(name, _zeros))[0] for name in self.stacks}
 
     def _tree(self, draw: Callable[[str], Draw], stack: Callable[[Callable[[int], Params], int], Params]) -> Params:
-        """The parameters; `draw(part)` makes the numbers of a part, `stack(layer, depth)` stacks layers of a depth."""
-        D, V = self.shape.D, self.V
+        """The parameters; `draw(part)` makes the numbers of a part, `stack(layer, held)` stacks so many layers."""
+        D, V, E = self.shape.D, self.V, self.options.embedding_width
 
-        def table(part: str) -> Array:
+        def table(part: str) -> Params:
             # Unit-variance rows at the input (scaled by sqrt(D) there) and unit-variance logits at a tied head.
-            return draw(part)((V, D), D**-0.5)
+            numbers = draw(part)
+            if E is None:
+                return {f"{part}_VD": numbers((V, D), D**-0.5)}
+            return {f"{part}_VE": numbers((V, E), E**-0.5), f"{part}_ED": numbers((E, D), D**-0.5)}
 
-        params: Params = {"embedding_VD": table("embedding")}
+        params = table("embedding")
         if not self.options.tied_embeddings:
-            params["head_VD"] = table("head")
+            params |= table("head")
             if "target" in self.stacks:
-                params["target_embedding_VD"] = table("target_embedding")
+                params |= table("target_embedding")
         for name in self.stacks:
             part = "target" if name == "target" else "first_stack"
 
             def layer(index: int, name: str = name, part: str = part) -> Params:
                 return nnx.to_pure_dict(nnx.state(self._layer(name, draw(f"{part}/{index}"))))
 
-            params[name] = {"layers": stack(layer, self.depth(name)), "norm_D": np.ones(D, np.float32)}
+            params[name] = {"layers": stack(layer, self.held(name))}
+            if self.options.norm_place != "post":
+                params[name]["norm_D"] = np.ones(D, np.float32)
         return params
 
     def init(self, seed: int) -> Params:
@@ -111,28 +120,43 @@ class Transformer:
             generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
             return lambda shape, deviation: generator.standard_normal(shape, np.float32) * np.float32(deviation)
 
-        def stack(layer: Callable[[int], Params], depth: int) -> Params:
-            return jax.tree.map(lambda *leaves: np.stack(leaves), *(layer(index) for index in range(depth)))
+        def stack(layer: Callable[[int], Params], held: int) -> Params:
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *(layer(index) for index in range(held)))
 
         return self._tree(draw, stack)
 
     def abstract(self) -> Params:
         """Shapes and dtypes of the parameters; nothing is drawn, no memory is filled and no device is touched."""
 
-        def stack(layer: Callable[[int], Params], depth: int) -> Params:
-            return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (depth, *leaf.shape)), layer(0))
+        def stack(layer: Callable[[int], Params], held: int) -> Params:
+            return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (held, *leaf.shape)), layer(0))
 
         tree = self._tree(lambda part: _zeros, stack)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
-    def _embed(self, params: Params, table: str, tokens: Array) -> Array:
-        rows = whole(params.get(table, params["embedding_VD"]))[tokens]
-        return by_batch((rows * self.shape.D**0.5).astype(DTYPES[self.precision]))
+    def _table(self, params: Params, name: str) -> tuple[Array, Array | None]:
+        """Of a part that has a token table, or of the embedding that serves in its place: V x D and nothing, or its factors
+        V x E and E x D."""
+        width = "VD" if self.options.embedding_width is None else "VE"
+        name = name if f"{name}_{width}" in params else "embedding"
+        return params[f"{name}_{width}"], params.get(f"{name}_ED")
+
+    def _embed(self, params: Params, name: str, tokens: Array) -> Array:
+        table, factor_ED = self._table(params, name)
+        rows = (whole(table)[tokens] * self.shape.D**0.5).astype(DTYPES[self.precision])
+        return by_batch(rows if factor_ED is None else matmul(rows, factor_ED))
 
     def head(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Float32 logits."""
-        table_VD = params.get("head_VD", params["embedding_VD"])
-        return jnp.einsum("...D,VD->...V", hidden, table_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        """Float32 logits; below the cap in size where there is one (Gemma 2)."""
+        table, factor_ED = self._table(params, "head")
+        hidden = hidden if factor_ED is None else matmul(hidden, factor_ED.T)
+        logits = jnp.einsum("...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        cap = self.options.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _top(self, params: Params, stack: str, x_BSD: Array) -> Array:
+        """What a stack hands on: its final norm's output; where norms follow the sums, its last layer's."""
+        return x_BSD if self.options.norm_place == "post" else NORMS[self.options.norm](x_BSD, params[stack]["norm_D"])
 
     def __call__(
         self,
@@ -158,12 +182,12 @@ class Transformer:
         pairs: inputs of PAD (`self.pad`) are seen by nothing. causal_lm: no inputs, and each SEP begins a document.
         """
         S, T = inputs_BS.shape[1], targets_BT.shape[1]
-        x_BSD = self._embed(params, "embedding_VD", inputs_BS)
+        x_BSD = self._embed(params, "embedding", inputs_BS)
         positions_S = np.arange(S)
         if self.structure.encoder_only:
             x_BSD = self._run_alone(params, "input", x_BSD, positions_S)
             return jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1)
-        y_BTD = self._embed(params, "target_embedding_VD", targets_BT)
+        y_BTD = self._embed(params, "target_embedding", targets_BT)
         if form.name == "causal_lm":
             documents = jnp.cumsum(targets_BT == self.sep, axis=1)
             return self._run_alone(params, "shared", y_BTD, np.arange(T), (documents, documents))
@@ -178,31 +202,46 @@ class Transformer:
 
     # ---- depth -----------------------------------------------------------------------------------------------------
 
-    def _fold(self, body, carry, stacks: list[tuple[str, Any]]):
-        """Applies `body(layers, carry)` at each depth; `layers` are the Layer modules of the given stacks there."""
+    def layer(self, params: Params, stack: str, own: Params | None) -> Layer:
+        """The layer with these parameters of its own; where it has none, the one that serves at every depth."""
+        if own is None:
+            own = jax.tree.map(lambda leaf: leaf[0], params[stack]["layers"])
+        return nnx.merge(self._graph[stack], own)
 
-        def at_depth(carry, params_at_depth):
-            merged = [nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, params_at_depth, strict=True)]
-            return body(merged, carry), None
+    def by_depth(self, params: Params, stack: str, depth: int) -> Params | None:
+        """What a scan over a stack's first layers takes apart for `layer`: nothing where all depths share one."""
+        if self.options.share_layers:
+            return None
+        layers = params[stack]["layers"]
+        return layers if depth == self.depth(stack) else jax.tree.map(lambda leaf: leaf[:depth], layers)
 
-        layers = [p for _, p in stacks]
-        if jax.tree.leaves(layers)[0].shape[0] == 0:
+    def _fold(self, body, carry, params: Params, stacks: tuple[str, ...], depth: int):
+        """Applies `body(layers, carry)` at the first `depth` depths; `layers` are the Layer modules of the stacks there."""
+
+        def at_depth(carry, params, own):
+            return body([self.layer(params, name, p) for name, p in zip(stacks, own, strict=True)], carry)
+
+        if depth == 0:
             return carry
         if self.remat:
             at_depth = jax.checkpoint(at_depth, prevent_cse=not self.scan)
+        shared = {name: params[name] for name in stacks} if self.options.share_layers else {}
+        layers = [self.by_depth(params, name, depth) for name in stacks]
         if self.scan:
-            return jax.lax.scan(at_depth, carry, layers, unroll=self.unroll)[0]
-        for index in range(jax.tree.leaves(layers)[0].shape[0]):
-            carry, _ = at_depth(carry, jax.tree.map(lambda p, i=index: p[i], layers))
+            return jax.lax.scan(
+                lambda carry, own: (at_depth(carry, shared, own), None), carry, layers, length=depth, unroll=self.unroll
+            )[0]
+        for index in range(depth):
+            carry = at_depth(carry, shared, jax.tree.map(lambda p, i=index: p[i], layers))
         return carry
 
-    def _at_the_end(self, body, carry, stacks: list[tuple[str, Any]]):
+    def _at_the_end(self, body, carry, params: Params, stacks: tuple[str, ...]):
         """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths."""
 
         def last(carry, layers):
-            return body([nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, layers, strict=True)], carry)
+            return body([self.layer(params, name, p) for name, p in zip(stacks, layers, strict=True)], carry)
 
-        layers = [jax.tree.map(lambda p: p[-1], p) for _, p in stacks]
+        layers = [jax.tree.map(lambda p: p[-1], params[name]["layers"]) for name in stacks]
         return (jax.checkpoint(last) if self.remat else last)(carry, layers)
 
     def _run_alone(
@@ -213,51 +252,59 @@ class Transformer:
         x_BSD = self._fold(
             lambda layers, x: _self_layer(layers[0], x, positions_S, causal=causal, segments=segments),
             x_BSD,
-            [(stack, params[stack]["layers"])],
+            params,
+            (stack,),
+            self.depth(stack),
         )
-        return rms_norm(x_BSD, params[stack]["norm_D"])
+        return self._top(params, stack, x_BSD)
 
     def _advance_in_turn(self, params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs):
         """memory=final: all of the input stack, then the target stack over its output."""
         memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S, _among_inputs(segments))
         merged = self.structure.cross == "merged"
-        stack = self.stacks[-1]
+        stack, one = self.stacks[-1], None
+        if self.structure.memory_is_one(self.options.share_layers):
+            one = self.layer(params, stack, None).reader.keys_values(memory_BSD, positions_S)
         y_BTD = self._fold(
             lambda layers, y: _target_layer(
                 layers[0],
                 y,
-                layers[0].reader.keys_values(memory_BSD, positions_S),
+                one or layers[0].reader.keys_values(memory_BSD, positions_S),
                 positions_T,
                 merged=merged,
                 segments=segments,
             ),
             y_BTD,
-            [(stack, params[stack]["layers"])],
+            params,
+            (stack,),
+            self.depth(stack),
         )
-        return memory_BSD, rms_norm(y_BTD, params[stack]["norm_D"])
+        return memory_BSD, self._top(params, stack, y_BTD)
 
     def _advance_both(self, params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs):
         """memory=same: both streams, layer by layer; the last layer's inputs are dropped where nothing reads them."""
         S, merged, causal = x_BSD.shape[1], self.structure.cross == "merged", self.structure.inputs == "causal"
-        stacks = [(name, params[name]["layers"]) for name in self.stacks]
-        whole = stacks if score_inputs else [(name, jax.tree.map(lambda p: p[:-1], p)) for name, p in stacks]
-        first_norm, last_norm = params[self.stacks[0]]["norm_D"], params[self.stacks[-1]]["norm_D"]
+        first, last = self.stacks[0], self.stacks[-1]
+        depth = self.shape.L if score_inputs else self.shape.L - 1
 
         if self.structure.stacks == "shared":
             positions_n = np.concatenate([positions_S, positions_T])
             z_BnD = self._fold(
                 lambda layers, z: _joint_layer(layers[0], z, positions_n, S, segments, merged=merged, causal=causal),
                 jnp.concatenate([x_BSD, y_BTD], axis=1),
-                whole,
+                params,
+                self.stacks,
+                depth,
             )
             if not score_inputs:
                 y_BTD = self._at_the_end(
                     lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, segments, merged=merged),
                     z_BnD,
-                    stacks,
+                    params,
+                    self.stacks,
                 )
-                return x_BSD, rms_norm(y_BTD, last_norm)
-            z_BnD = rms_norm(z_BnD, first_norm)
+                return x_BSD, self._top(params, last, y_BTD)
+            z_BnD = self._top(params, first, z_BnD)
             return z_BnD[:, :S], z_BnD[:, S:]
 
         def advance(layers: list[Layer], xy: tuple[Array, Array], keep_inputs: bool = True) -> tuple[Array, Array]:
@@ -268,9 +315,11 @@ class Transformer:
                 x = _self_layer(layers[0], x, positions_S, causal=causal, segments=_among_inputs(segments))
             return x, y
 
-        xy = self._fold(advance, (x_BSD, y_BTD), whole)
-        x_BSD, y_BTD = xy if score_inputs else self._at_the_end(partial(advance, keep_inputs=False), xy, stacks)
-        return rms_norm(x_BSD, first_norm), rms_norm(y_BTD, last_norm)
+        x_BSD, y_BTD = self._fold(advance, (x_BSD, y_BTD), params, self.stacks, depth)
+        if not score_inputs:
+            at_the_end = partial(advance, keep_inputs=False)
+            x_BSD, y_BTD = self._at_the_end(at_the_end, (x_BSD, y_BTD), params, self.stacks)
+        return self._top(params, first, x_BSD), self._top(params, last, y_BTD)
 
 
 def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:
@@ -296,9 +345,10 @@ def _over_all(segments: Segments) -> Segments:
     return numbers, numbers
 
 
-def _reading(segments: Segments) -> Segments:
-    """Of targets over inputs."""
-    return None if segments is None else (segments[1], segments[0])
+def _read(layer: Layer, memory: tuple[Array, Array], segments: Segments) -> Read:
+    """The cross-attention of `separate` and `tied`: every target sees the whole memory."""
+    reading = None if segments is None else (segments[1], segments[0])
+    return lambda q_BTNH: attend(q_BTNH, *memory, causal=False, how=layer.attention, segments=reading)
 
 
 def _self_layer(layer: Layer, x_BSD: Array, positions_S: np.ndarray, *, causal: bool, segments: Segments) -> Array:
@@ -306,7 +356,7 @@ def _self_layer(layer: Layer, x_BSD: Array, positions_S: np.ndarray, *, causal: 
     q = layer.attn.queries(normed, positions_S)
     keys_values = layer.attn.keys_values(normed, positions_S)
     mixed = attend(q, *keys_values, causal=causal, how=layer.attention, segments=segments)
-    return layer.feed_forward(x_BSD + layer.attn.out(mixed))
+    return layer.after_attention(x_BSD, normed, q, mixed)
 
 
 def _target_layer(
@@ -324,10 +374,9 @@ def _target_layer(
     if merged:
         own = _join(memory, own)
     over = _over_both(segments) if merged else None  # targets by themselves are of one number
-    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention, segments=over))
-    if not merged:
-        y_BTD = layer.read(y_BTD, memory, positions_T, _reading(segments))
-    return layer.feed_forward(y_BTD)
+    mixed = attend(q, *own, causal=True, how=layer.attention, segments=over)
+    read = None if merged else _read(layer, memory, segments)
+    return layer.after_attention(y_BTD, normed, q, mixed, read, positions_T)
 
 
 def _joint_layer(
@@ -354,12 +403,8 @@ def _joint_layer(
         over = _over_both(segments) if merged else None
         mixed_y = attention(q[:, S:], k[:, first:], v[:, first:], causal=True, segments=over)
         mixed = jnp.concatenate([mixed_x, mixed_y], axis=1)
-    z_BnD = z_BnD + layer.attn.out(mixed)
-    if not merged:
-        memory = memory or (k[:, :S], v[:, :S])
-        y_BTD = layer.read(z_BnD[:, S:], memory, positions_n[S:], _reading(segments))
-        z_BnD = jnp.concatenate([z_BnD[:, :S], y_BTD], axis=1)
-    return layer.feed_forward(z_BnD)
+    read = None if merged else _read(layer, memory or (k[:, :S], v[:, :S]), segments)
+    return layer.after_attention(z_BnD, normed_BnD, q, mixed, read, positions_n[S:])
 
 
 def _last_joint_layer(
@@ -375,8 +420,9 @@ def _last_joint_layer(
         memory = layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
         own = layer.attn.keys_values(normed_BTD, positions_T)
     q, over = layer.attn.queries(normed_BTD, positions_T), _over_both(segments) if merged else None
-    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention, segments=over))
-    return layer.feed_forward(y_BTD if merged else layer.read(y_BTD, memory, positions_T, _reading(segments)))
+    mixed = attend(q, *own, causal=True, how=layer.attention, segments=over)
+    read = None if merged else _read(layer, memory, segments)
+    return layer.after_attention(y_BTD, normed_BTD, q, mixed, read, positions_T)
 
 
 def _join(memory: tuple[Array, Array], own: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -187,7 +187,8 @@ def describe_arm(template: Run) -> str:
         else f"{s.cross} cross-attention, {s.stacks} stacks, {s.memory} memory, {s.inputs} inputs"
     )
     o = template.objective
-    return f"{dials}; {'' if o.name == 'lm' else f'objective {o.name}, '}loss on {o.loss}"
+    options = f"; {template.options}" if str(template.options) else ""
+    return f"{dials}; {'' if o.name == 'lm' else f'objective {o.name}, '}loss on {o.loss}{options}"
 
 
 def _sized(study: Study, arm: str, rung: int, budget: float, tuned: Chosen | None) -> Run:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import flop_counter
-import lab.layers
 import lab.transformer
 from lab import cost
 from lab.attention import attend
@@ -111,7 +110,6 @@ def test_exact_is_dense_less_the_pairs_that_are_not_attended(case: Run, monkeypa
         return attend(q, k, v, causal=causal, how=how)
 
     monkeypatch.setattr(lab.transformer, "attend", watched)
-    monkeypatch.setattr(lab.layers, "attend", watched)
     p = program(case, REFERENCE)
     jax.eval_shape(functools.partial(token_losses, p.model, p.forms[0]), p.model.abstract(), shapes(p.forms, (1,)))
     unattended = sum(T * S - attended_pairs(T, S, causal) for T, S, causal in calls)

@@ -30,8 +30,8 @@ def model_of(structure, shape=TINY, options=None, scan=False):
 
 def defined(model, params, inputs, targets):
     """Logits after each target of one row, from the definition of the structure in float64."""
-    restart = model.options.positions == "restart"
-    return reference.two_streams(model.structure, params, inputs, targets, restart=restart)[1]
+    depths = model.shape.L_input, model.shape.L
+    return reference.two_streams(model.structure, params, inputs, targets, options=model.options, depths=depths)[1]
 
 
 def tokens_of(*shape, seed=0):
