@@ -9,9 +9,10 @@ Conventions, all in FLOPs for one example (2 for a multiply-add), all whole numb
     6nd        6 * body parameters * tokens of text (2 forward), Kaplan et al. 2020; for comparison with the literature.
                Of parameters that layers share each use counts.
 
-Not counted, as everywhere: norms, softmax, rotations, activations, biases, the optimizer. An embedding lookup is free
-(of a table in two factors the second is a product, and charged), the head is charged at the positions that are predicted, and training is 3 times the forward pass. Padding is executed, and
-is charged like any other token; of documents packed in a row the pairs within each are charged, their mean over the corpus.
+Not counted, as everywhere: norms, softmax, rotations, activations, biases, the optimizer. An embedding lookup is free (of
+a table in two factors the second is a product, and charged), the head is charged at the positions that are predicted, and
+training is 3 times the forward pass. Padding is executed, and is charged like any other token; of documents packed in a row
+the pairs within each are charged, their mean over the corpus.
 
 Letters: S input length, T target length, D model width, E width of a token table in two factors, F feed-forward width, N
 query heads, K key-value heads, H head width, L layers, V vocabulary.
@@ -176,7 +177,9 @@ def body_per_token(structure: Structure, shape: Shape, options: Options, objecti
     pair, flops, tokens = 4 * shape.N * shape.H, 0, 0
     for form in forms(objective):
         items = bill(structure, shape, options, form, V)
-        flops += form.share * sum(item.linear + pair * item.attended for item in items if item.name not in ("embedding", "head"))
+        flops += form.share * sum(
+            item.linear + pair * item.attended for item in items if item.name not in ("embedding", "head")
+        )
         tokens += form.share * form.length
     return flops / tokens
 

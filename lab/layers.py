@@ -197,6 +197,15 @@ def _gated_backward(saved, d_out: Array):
 gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 
+def _from_inputs(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Kept for the backward pass are its inputs: JAX's derivative of the tanh in gelu would keep four arrays more."""
+    return jax.checkpoint(function, prevent_cse=False)
+
+
+gelu = _from_inputs(jax.nn.gelu)
+
+
+@_from_inputs
 def geglu(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     return jax.nn.gelu(gate) * up
 
@@ -208,7 +217,7 @@ def relu2(up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
 # What stands between the matrices. Of two: Shazeer 2020 (arXiv 2002.05202), (f(x G) * x U) W. Of one: f(x U) W, where relu2
 # is Primer's (So et al. 2021, arXiv 2109.08668). Every gelu is the approximation by tanh.
 GATED: dict[str, Callable[[Array, Array], Array]] = {"swiglu": gated, "geglu": geglu}
-UNGATED: dict[str, Callable[[Array], Array]] = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "relu2": relu2}
+UNGATED: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "relu": jax.nn.relu, "relu2": relu2}
 
 
 class MLP(nnx.Module):

@@ -141,7 +141,10 @@ def decode(
     """
     structure, stack = model.structure, model.stacks[-1]
     merged, T = structure.cross == "merged", tokens_BT.shape[1]
-    one = None if merged or not structure.memory_is_one(model.options.share_layers) else (cache.memory[0][0], cache.memory[1][0])
+    apart = None if merged else cache.memory
+    one = None  # for all layers
+    if apart and structure.memory_is_one(model.options.share_layers):
+        apart, one = None, (apart[0][0], apart[1][0])
     place_T = cache.fed + np.arange(T)
     place_BT = cache.lengths_B[:, None] + place_T[None]
     positions = place_BT if model.options.positions == "continue" else place_T
@@ -170,7 +173,7 @@ def decode(
         return (layer.after_attention(y_BTD, normed_BTD, q_BTNH, mixed_BTNH, read, positions), (k, v)), None
 
     y_BTD, L = model._embed(params, "target_embedding", tokens_BT), model.shape.L
-    layers = (model.by_depth(params, stack, L), jnp.arange(L), None if merged or one else cache.memory)
+    layers = (model.by_depth(params, stack, L), jnp.arange(L), apart)
     (y_BTD, written), _ = jax.lax.scan(layer_at, (y_BTD, written), layers)
     after = replace(cache, **{"memory" if merged else "targets": written}, fed=cache.fed + T)
     return model.head(params, model._top(params, stack, y_BTD)), after
@@ -222,10 +225,10 @@ def _read_inputs(
         def memory_at(x_BUD: Array, parameters: Params | None):
             return x_BUD, _keys_values(model.layer(params, last, parameters).reader, x_BUD, positions)
 
-        inputs, targets, one = model.depth(first), model.depth(last), structure.memory_is_one(model.options.share_layers)
+        inputs, targets = model.depth(first), model.depth(last)
         x_BUD, own = jax.lax.scan(alone, x_BUD, (model.by_depth(params, first, inputs), earlier), length=inputs)
         x_BUD = model._top(params, first, x_BUD)
-        layers = model.by_depth(params, last, targets)
+        layers, one = model.by_depth(params, last, targets), structure.memory_is_one(model.options.share_layers)
         _, memory = jax.lax.scan(memory_at, x_BUD, layers, length=1 if one else targets)
         if one and structure.cross == "merged":  # targets of each layer lie behind it
             memory = jax.tree.map(lambda kept: jnp.broadcast_to(kept, (targets, *kept.shape[1:])), memory)

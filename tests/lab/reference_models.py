@@ -7,6 +7,8 @@ import numpy as np
 
 from lab.spec import Options
 
+DEFAULT = Options()
+
 
 def norm(x, scale):
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
@@ -79,7 +81,8 @@ def residual(options, p, name, x, sublayer):
 def layer(options, p, x, sublayers):
     """sublayers: by the names of their norms. In a parallel block all of them are one."""
     if options.block == "parallel":
-        sublayers = {"attn": lambda h, parts=tuple(sublayers.values()): sum(part(h) for part in parts)}
+        branches = tuple(sublayers.values())
+        return residual(options, p, "attn", x, lambda h: sum(branch(h) for branch in branches))
     for name, sublayer in sublayers.items():
         x = residual(options, p, name, x, sublayer)
     return x
@@ -127,7 +130,7 @@ def concatenated(params, tokens_n, inputs: int, *, bidirectional_inputs: bool):
     return norm(x, np.asarray(stack["norm_D"], np.float64)) @ table.T
 
 
-def two_streams(structure, params, inputs_S, targets_T, *, options=Options(), depths=None):
+def two_streams(structure, params, inputs_S, targets_T, *, options=DEFAULT, depths=None):
     """The definition of every structure, stream by stream: logits of the inputs' and of the targets' positions. depths: of
     both stacks, where their layers share weights."""
     table = table_of(params, "embedding")
@@ -137,6 +140,7 @@ def two_streams(structure, params, inputs_S, targets_T, *, options=Options(), de
     at_x, at_y = np.arange(S), np.arange(T) + (0 if options.positions == "restart" else S)
     lower = np.tril(np.ones((T, T), bool))
     everything = np.ones((T, S), bool)
+    both = np.concatenate([everything, lower], axis=1)
     seen_x = np.tril(np.ones((S, S), bool)) if structure.inputs == "causal" else np.ones((S, S), bool)
     xs, ys = (params["shared"],) * 2 if "shared" in params else (params["input"], params["target"])
 
@@ -170,7 +174,6 @@ def two_streams(structure, params, inputs_S, targets_T, *, options=Options(), de
         p = layer_of(ys, index)
         memory = top_x if structure.memory == "final" else entering[index]
         if structure.cross == "merged":
-            both = np.concatenate([everything, lower], axis=1)
             attention = {"attn": lambda h, p=p, m=memory: reading(p["attn"], m, at_x, at_y, both, h)}
         else:
             reader = p["cross"] if structure.cross == "separate" else p["attn"]

@@ -72,9 +72,7 @@ def test_every_structure_is_its_definition(structure, options):
     _, batch = some_batch(run)
     ours = logits(run, params, batch, Execution(steps_per_dispatch=1, scan=options == Options()))
     for row in range(run.batch):
-        _, theirs = reference.two_streams(
-            structure, params, batch.inputs[row], batch.targets[row], options=options
-        )
+        _, theirs = reference.two_streams(structure, params, batch.inputs[row], batch.targets[row], options=options)
         np.testing.assert_allclose(ours[row], theirs, rtol=0, atol=3e-5)
 
 
