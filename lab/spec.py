@@ -22,9 +22,8 @@ from lab.checks import check_choice, check_integer, check_number, nearest, requi
 from lab.forms import MOST_FORMS, Objective
 from lab.structure import Structure
 
-SCHEMA = (
-    3  # of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits, 3 the model's options
-)
+# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits, 3 the model's options.
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True)
