@@ -348,10 +348,16 @@ def _caveats(
         said.append(
             f"Runs were made on different devices ({', '.join(sorted(map(str, runs['device'].dropna().unique())))})."
         )
+    return [*said, *flagged(frame)]
+
+
+def flagged(frame: pd.DataFrame) -> list[str]:
+    """The plan's notes, and before them what guards flag that is not among them. What guards refuse is refused as the verdict
+    of its arm, or was by the plan."""
+    study = frame.attrs["study"]
     notes = [str(note) for note in study.get("notes", [])]
     found = find(Case(study=study, rows=frame.to_dict("records")))
-    # What only one arm's losses are not of is refused as its verdict; what the plan flagged is among its notes.
-    return [*said, *(one.reason for one in found if one.severity == "flag" and one.reason not in notes), *notes]
+    return [*(one.reason for one in found if one.severity == "flag" and one.reason not in notes), *notes]
 
 
 def _law_against_measured(compared: Compared, gaps: dict[str, np.ndarray], compute: np.ndarray) -> list[str]:

@@ -1,7 +1,8 @@
 """Does it train faster? Every arm against its baseline at the end of each budget, and a verdict that says how sure.
 
 A comparison is of one arm at one budget: the differences of losses between runs that share their seeds, in nats, negative
-where the arm is better. Its variance is moderated by those of all comparisons with the same baseline (moderate.py), its p is
+where the arm is better. Its variance is moderated by those of all comparisons with the same baseline (moderate.py); its degrees
+of freedom are no more than those with which the baseline's half of it is known, since all arms share that. Its p is
 Holm-corrected over all comparisons of the study. A gain is how much more of its budget the baseline needs for the same
 loss, less 1, read off the losses at the ends of the baseline's own runs, linear in log budget between them.
 
@@ -14,6 +15,7 @@ Letters: b draws, g budgets.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,21 +175,36 @@ def judge(
     """Claims of every arm at every budget, from losses by (arm, budget) and replicate. against: the baseline of each arm (its
     own of a baseline). unfinished: why nothing is said of an arm at a budget. same: where an arm has its baseline's very
     runs."""
-    unfinished = unfinished or {}
+    claims = compare(losses, against, unfinished=unfinished or {}, same=same)
+    tested = {key: claim for key, claim in claims.items() if claim.p is not None}
+    level = ALPHA / max(1, len(tested))
+    curves = {baseline: _Curve.of(losses, baseline) for baseline in dict.fromkeys(against.values())}
+    for key, claim in tested.items():
+        claims[key] = _judged(claim, curves[claim.baseline], level, margin)
+    return claims
+
+
+def compare(
+    losses: Mapping[tuple[str, float], Losses], against: Mapping[str, str], *, unfinished: Mapping[tuple[str, float], str],
+    same: frozenset[tuple[str, float]],
+) -> dict[tuple[str, float], Claim]:  # fmt: skip
+    """The differences with their p; what nothing is said of has none. Verdicts and gains are left to `judge`."""
     claims: dict[tuple[str, float], Claim] = {}
     for key in losses:
         arm, baseline = key[0], against[key[0]]
         if arm != baseline:
             claims[key] = _measured(key, baseline, losses, unfinished, key in same)
     open_ = {key: claim for key, claim in claims.items() if claim.p is not None}
-    for key, claim in _moderated(open_).items():
-        claims[key] = open_[key] = claim
-    p_holm = dict(zip(open_, holm([claim.p or 0.0 for claim in open_.values()]), strict=True))
-    level = ALPHA / max(1, len(open_))
-    curves = {baseline: _Curve.of(losses, baseline) for baseline in dict.fromkeys(against.values())}
-    for key, claim in open_.items():
-        claims[key] = _judged(replace(claim, p_holm=p_holm[key]), curves[claim.baseline], level, margin)
+    found = _moderated(open_)
+    for (key, claim), p_holm in zip(found.items(), holm([claim.p or 0.0 for claim in found.values()]), strict=True):
+        claims[key] = replace(claim, p_holm=p_holm, kind=_kind(claim.difference or 0.0, p_holm))
     return claims
+
+
+def _kind(difference: float, p_holm: float) -> Kind:
+    if p_holm >= ALPHA:
+        return "underpowered"
+    return "gain" if difference < 0 else "worse"
 
 
 def _measured(
@@ -233,13 +250,17 @@ def _moderated(claims: Mapping[tuple[str, float], Claim]) -> dict[tuple[str, flo
         mine = {key: c for key, c in claims.items() if c.baseline == baseline and c.standard_error}
         own = [(c.standard_error or 0.0) ** 2 * c.seeds for c in mine.values()]
         moderated = moderate(own, [c.seeds - 1 for c in mine.values()])
-        for (key, claim), variance, dof in zip(mine.items(), moderated.variance_c, moderated.dof_c, strict=True):
-            error = math.sqrt(variance / claim.seeds)
-            value, t = claim.difference or 0.0, float(stats.t.ppf(1 - ALPHA / 2, dof))
-            found[key] = replace(
-                claim, standard_error=error, dof=float(dof), p=float(2 * stats.t.sf(abs(value) / error, dof)),
-                low=value - t * error, high=value + t * error,
-            )  # fmt: skip
+        seeds_c = np.array([c.seeds for c in mine.values()], float)
+        value_c = np.array([c.difference for c in mine.values()], float)
+        # Welch and Satterthwaite's: half of a variance, known with seeds - 1 degrees, all else known exactly.
+        dof_c = np.minimum(moderated.dof_c, 4 * (seeds_c - 1))
+        error_c = np.sqrt(moderated.variance_c / seeds_c)
+        half_c = stats.t.ppf(1 - ALPHA / 2, dof_c) * error_c
+        p_c = 2 * stats.t.sf(np.abs(value_c) / error_c, dof_c)
+        for (key, claim), *numbers in zip(mine.items(), error_c, dof_c, p_c, half_c, strict=True):
+            error, dof, p, half = map(float, numbers)
+            value = claim.difference or 0.0
+            found[key] = replace(claim, standard_error=error, dof=dof, p=p, low=value - half, high=value + half)
     for key, claim in claims.items():
         if key not in found:  # all seeds differ by the same: as sure as can be
             value = claim.difference or 0.0
@@ -290,12 +311,8 @@ class _Curve:
         """Over draws of the baseline's means and of the difference."""
         if self.refusal or claim.budget not in self.budget_g:
             return Refused(reason=self.refusal or "runs of the baseline diverged at this budget")
-        rng = np.random.default_rng(0)  # alike for all, so that a claim does not depend on the others
-        loss_bg = self.loss_g + self.error_g * rng.standard_normal((DRAWS, len(self.loss_g)))
-        dof = claim.dof or math.inf
-        t_b = rng.standard_normal(DRAWS)
-        if math.isfinite(dof):
-            t_b = t_b / np.sqrt(rng.chisquare(dof, DRAWS) / dof)
+        normal_bg, t_b = _drawn(len(self.loss_g), claim.dof or math.inf)
+        loss_bg = self.loss_g + self.error_g * normal_bg
         at = int(np.flatnonzero(self.budget_g == claim.budget)[0])
         arm_b = loss_bg[:, at] + (claim.difference or 0.0) + (claim.standard_error or 0.0) * t_b
         ends = np.array([self.budget_g[0] / REACH, self.budget_g[-1] * REACH])
@@ -312,8 +329,16 @@ class _Curve:
         return compute_equivalent_gain(curves, arm=claim.arm, baseline=claim.baseline, C=claim.budget, level=level)
 
 
+@lru_cache(maxsize=256)
+def _drawn(budgets: int, dof: float) -> tuple[np.ndarray, np.ndarray]:
+    """Standard normals (b, g) and Student's t (b,), the same whenever asked, so that a claim does not depend on the others."""
+    rng = np.random.default_rng(0)
+    normal_bg, normal_b = rng.standard_normal((DRAWS, budgets)), rng.standard_normal(DRAWS)
+    return normal_bg, normal_b / (np.sqrt(rng.chisquare(dof, DRAWS) / dof) if math.isfinite(dof) else 1.0)
+
+
 def _judged(claim: Claim, curve: _Curve, level: float, margin: float) -> Claim:
-    value, error, dof = claim.difference or 0.0, claim.standard_error or 0.0, claim.dof or math.inf
+    error, dof = claim.standard_error or 0.0, claim.dof or math.inf
     detectable = float(stats.t.ppf(1 - level / 2, dof) + stats.t.ppf(POWER, dof)) * error
     gain = curve.gain(claim)
     claim = replace(claim, gain=gain, detectable=detectable)
@@ -325,12 +350,9 @@ def _judged(claim: Claim, curve: _Curve, level: float, margin: float) -> Claim:
             detectable_gain=curve.budget(at - detectable) / claim.budget - 1,
             seeds_needed=math.ceil(claim.seeds * (detectable / matters) ** 2) if matters > 0 else None,
         )
-    resolved = (claim.p_holm if claim.p_holm is not None else 1.0) < ALPHA
-    if resolved:
-        kind: Kind = "gain" if value < 0 else "worse"
-    else:
-        rules_out = isinstance(gain, Gain) and gain.high is not None and gain.high - 1 < margin
-        kind = "no gain" if rules_out else "underpowered"
+    kind = claim.kind
+    if kind == "underpowered" and isinstance(gain, Gain) and gain.high is not None and gain.high - 1 < margin:
+        kind = "no gain"
     return replace(claim, kind=kind, sentence=_sentence(claim, kind, margin))
 
 

@@ -14,7 +14,7 @@ smoke, small, gpu: all families, scaled down. bert, t5: the original's settings,
 12 and 24 hours; give them text with --data (it had C4 in 32,768 and 32,128 ids).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,6 +125,11 @@ def templates(preset: str, data: Data) -> dict[str, Run]:
     return made
 
 
+def against(arms: Iterable[str]) -> dict[str, str]:
+    """Each arm's own family's baseline; of baselines nothing."""
+    return {name: f"{name.split('/')[0]}/{BASELINE}" for name in arms if not name.endswith(f"/{BASELINE}")}
+
+
 def budgets(preset: str, data: Data) -> tuple[float, ...]:
     """Exact FLOPs: of so many updates of the first family's baseline where a preset counts those."""
     chosen = PRESETS[preset]
@@ -147,8 +152,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         question="What that claims to train faster does so, against a tuned and fully decayed baseline of the same budget?",
         arms=arms,
         baseline=first,
-        against={name: f"{name.split('/')[0]}/{BASELINE}" for name in arms if name.split("/")[0] != chosen.families[0]
-                 and not name.endswith(f"/{BASELINE}")},
+        against=against(arms),
         budgets=budgets(preset, data),
         sizes=(chosen.shape,),
         window=1,

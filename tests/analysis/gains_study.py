@@ -96,7 +96,7 @@ def write(
                        "spent": spent, "loss": loss, "bits_per_byte": None if lost else loss / np.log(2),
                        "loss_per_position": None if lost else [loss], "loss_standard_error": None if lost else 0.01,
                        "diverged_at": 7 if lost else None}  # fmt: skip
-            measured = {"seconds": 10.0 * factor * (1.0 if arm == BASE else 1.2), "tokens_per_second": 440.0,
+            measured = {"seconds": 10.0 * factor * (1.0 if named == BASE else 1.2), "tokens_per_second": 440.0,
                         "exact_flops_per_second": 1e9, "mfu": None, "seconds_by_part": {"step": 9.0}, "device": "cpu",
                         "versions": {"jax": "0"}, "git": "abc"}  # fmt: skip
             records.write_json(
