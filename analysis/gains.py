@@ -4,9 +4,7 @@ A comparison is of one arm at one budget: the differences of losses between runs
 where the arm is better. Its variance is moderated by those of all comparisons with the same baseline (moderate.py); its degrees
 of freedom are no more than those with which the baseline's half of it is known, since all arms share that. Its p is
 Holm-corrected over all comparisons of the study. A gain is how much more of its budget the baseline needs for the same
-loss, less 1, read off the losses at the ends of the baseline's own runs, linear in log budget between them.
-
-Letters: b draws, g budgets.
+loss, less 1 (budget_curve.py).
 """
 
 # pandas' own annotations lose the type of a column; its errors are not this file's.
@@ -15,7 +13,6 @@ Letters: b draws, g budgets.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,29 +20,26 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.budget_curve import REACH, BudgetCurve, Losses
 from analysis.compare import ALPHA, POWER
-from analysis.curves import Curves
 from analysis.frame import compact, load
-from analysis.gain import Gain, compute_equivalent_gain
+from analysis.gain import Gain
 from analysis.guards import Case, Finding, baseline_of, find
 from analysis.moderate import moderate
 from analysis.multiplicity import holm
 from analysis.refusal import Refused
 
-DRAWS = 1000
-REACH = 64.0  # beyond the baseline's budgets, as a factor, that its curve is drawn
 MARGIN = 0.1  # the least gain that matters where a study says none
 
 Kind = Literal["gain", "no gain", "worse", "underpowered", "diverged", "refused"]
-Losses = Mapping[int, float | None]  # by replicate, nats; None where the run diverged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """An arm against its baseline at one budget. `difference`, `standard_error` and `detectable` are in nats, `low` and `high`
     the difference's 95% interval. `gain` is in budgets (1.1: the baseline needs a tenth more); `detectable_gain` is the share
-    of the budget that this design finds with 80% power after correction, `seeds_needed` the seeds at which it would find the
-    study's margin. `diverged` counts the arm's runs of `seeds`."""
+    of the budget that this design finds with 80% power after correction (None: more than was searched), `seeds_needed` the
+    seeds at which it would find the study's margin. `diverged` counts the arm's runs of `seeds`."""
 
     arm: str
     baseline: str
@@ -178,7 +172,7 @@ def judge(
     claims = compare(losses, against, unfinished=unfinished or {}, same=same)
     tested = {key: claim for key, claim in claims.items() if claim.p is not None}
     level = ALPHA / max(1, len(tested))
-    curves = {baseline: _Curve.of(losses, baseline) for baseline in dict.fromkeys(against.values())}
+    curves = {baseline: BudgetCurve.of(losses, baseline) for baseline in dict.fromkeys(against.values())}
     for key, claim in tested.items():
         claims[key] = _judged(claim, curves[claim.baseline], level, margin)
     return claims
@@ -264,109 +258,39 @@ def _moderated(claims: Mapping[tuple[str, float], Claim]) -> dict[tuple[str, flo
     for key, claim in claims.items():
         if key not in found:  # all seeds differ by the same: as sure as can be
             value = claim.difference or 0.0
-            found[key] = replace(claim, standard_error=0.0, p=0.0 if value else 1.0, low=value, high=value, dof=math.inf)
+            found[key] = replace(
+                claim, standard_error=0.0, p=0.0 if value else 1.0, low=value, high=value, dof=math.inf
+            )
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Curve:
-    """The baseline's mean loss at its budgets, and the standard errors of those means."""
-
-    budget_g: np.ndarray
-    loss_g: np.ndarray
-    error_g: np.ndarray
-
-    @classmethod
-    def of(cls, losses: Mapping[tuple[str, float], Losses], baseline: str) -> "_Curve":
-        """Of the budgets at which none of its runs diverged; their noise is pooled."""
-        whole = {
-            budget: [loss for loss in of.values() if loss is not None]
-            for (arm, budget), of in sorted(losses.items(), key=lambda item: item[0][1])
-            if arm == baseline and len(of) and None not in of.values()
-        }
-        dof = sum(len(values) - 1 for values in whole.values())
-        squares = sum(float(np.var(values) * len(values)) for values in whole.values())
-        sd = math.sqrt(squares / dof) if dof else 0.0
-        return cls(
-            budget_g=np.array(list(whole)),
-            loss_g=np.array([np.mean(values) for values in whole.values()]),
-            error_g=np.array([sd / math.sqrt(len(values)) for values in whole.values()]),
-        )
-
-    @property
-    def refusal(self) -> str | None:
-        if len(self.budget_g) < 2:
-            return "the baseline has one budget: how its loss falls with budget is unknown, and two show it"
-        if (np.diff(self.loss_g) >= 0).any():
-            return "the baseline's loss does not fall with every larger budget, so that a gain in budget has no meaning"
-        return None
-
-    def budget(self, loss: float) -> float:
-        """At which it has this loss, linear in log budget, the end segments continued."""
-        x, y = np.log(self.budget_g), self.loss_g
-        i = int(np.clip(np.searchsorted(-y, -loss) - 1, 0, len(y) - 2))
-        return math.exp(x[i] + (loss - y[i]) * (x[i + 1] - x[i]) / (y[i + 1] - y[i]))
-
-    def gain(self, claim: Claim, level: float = 1 - ALPHA) -> Gain | Refused:
-        """Over draws of the baseline's means and of the difference."""
-        if self.refusal or claim.budget not in self.budget_g:
-            return Refused(reason=self.refusal or "runs of the baseline diverged at this budget")
-        normal_bg, t_b = _drawn(len(self.loss_g), claim.dof or math.inf)
-        loss_bg = self.loss_g + self.error_g * normal_bg
-        at = int(np.flatnonzero(self.budget_g == claim.budget)[0])
-        arm_b = loss_bg[:, at] + (claim.difference or 0.0) + (claim.standard_error or 0.0) * t_b
-        ends = np.array([self.budget_g[0] / REACH, self.budget_g[-1] * REACH])
-        slope_b = [(loss_bg[:, j] - loss_bg[:, i]) / math.log(self.budget_g[j] / self.budget_g[i]) for i, j in ((0, 1), (-2, -1))]  # fmt: skip
-        below = loss_bg[:, 0] - np.minimum(slope_b[0], 0.0) * math.log(REACH)
-        above = loss_bg[:, -1] + np.minimum(slope_b[1], 0.0) * math.log(REACH)
-        grid = np.array([ends[0], *self.budget_g, ends[1]])
-        base = np.column_stack([below, loss_bg, above])
-        curves = Curves(
-            C=grid,
-            loss={claim.baseline: base, claim.arm: np.repeat(arm_b[:, None], len(grid), axis=1)},
-            measured=(float(self.budget_g[0]), float(self.budget_g[-1])),
-        )
-        return compute_equivalent_gain(curves, arm=claim.arm, baseline=claim.baseline, C=claim.budget, level=level)
-
-
-@lru_cache(maxsize=256)
-def _drawn(budgets: int, dof: float) -> tuple[np.ndarray, np.ndarray]:
-    """Standard normals (b, g) and Student's t (b,), the same whenever asked, so that a claim does not depend on the others."""
-    rng = np.random.default_rng(0)
-    normal_bg, normal_b = rng.standard_normal((DRAWS, budgets)), rng.standard_normal(DRAWS)
-    return normal_bg, normal_b / (np.sqrt(rng.chisquare(dof, DRAWS) / dof) if math.isfinite(dof) else 1.0)
-
-
-def _judged(claim: Claim, curve: _Curve, level: float, margin: float) -> Claim:
+def _judged(claim: Claim, curve: BudgetCurve, level: float, margin: float) -> Claim:
     error, dof = claim.standard_error or 0.0, claim.dof or math.inf
     detectable = float(stats.t.ppf(1 - level / 2, dof) + stats.t.ppf(POWER, dof)) * error
-    gain = curve.gain(claim)
+    gain = curve.gain(claim.arm, claim.budget, claim.difference or 0.0, standard_error=error, dof=dof)
     claim = replace(claim, gain=gain, detectable=detectable)
     if isinstance(gain, Gain):
         at = float(curve.loss_g[np.flatnonzero(curve.budget_g == claim.budget)[0]])
-        matters = at - _loss_at(curve, claim.budget * (1 + margin))
+        matters = at - curve.loss(claim.budget * (1 + margin))
         claim = replace(
             claim,
-            detectable_gain=curve.budget(at - detectable) / claim.budget - 1,
+            detectable_gain=needed - 1 if (needed := curve.budget(at - detectable) / claim.budget) <= REACH else None,
             seeds_needed=math.ceil(claim.seeds * (detectable / matters) ** 2) if matters > 0 else None,
         )
     kind = claim.kind
-    if kind == "underpowered" and isinstance(gain, Gain) and gain.high is not None and gain.high - 1 < margin:
+    could = claim.detectable_gain is not None and claim.detectable_gain <= margin
+    if kind == "underpowered" and could and isinstance(gain, Gain) and gain.high is not None and gain.high - 1 < margin:
         kind = "no gain"
     return replace(claim, kind=kind, sentence=_sentence(claim, kind, margin))
 
 
-def _loss_at(curve: _Curve, budget: float) -> float:
-    x, y = np.log(curve.budget_g), curve.loss_g
-    i = int(np.clip(np.searchsorted(x, math.log(budget)) - 1, 0, len(x) - 2))
-    return float(y[i] + (math.log(budget) - x[i]) * (y[i + 1] - y[i]) / (x[i + 1] - x[i]))
-
-
 def _sentence(claim: Claim, kind: Kind, margin: float) -> str:
     at = f"{claim.arm} at {compact(claim.budget)}"
-    nats = f"{claim.difference:+.2g} nats (95% interval {claim.low:+.2g} to {claim.high:+.2g}, Holm-corrected p = {claim.p_holm:.2g})"
+    nats = f"{claim.difference:+.2g} nats (95% interval {claim.low:+.2g} to {claim.high:+.2g}, "
+    nats += f"Holm-corrected p = {claim.p_holm:.2g})"
     if not isinstance(claim.gain, Gain) or claim.value is None:
-        worth = f"its worth in budget is not known: {claim.gain.reason if isinstance(claim.gain, Refused) else 'beyond what was measured'}"
+        why = claim.gain.reason if isinstance(claim.gain, Refused) else "beyond what was measured"
+        worth = f"its worth in budget is not known: {why}"
     else:
         low, high = ("open" if end is None else f"{100 * (end - 1):+.0f}%" for end in (claim.gain.low, claim.gain.high))
         worth = f"{claim.baseline} needs {100 * claim.value:+.0f}% of its budget for the same loss (95% interval {low} to {high})"
@@ -409,7 +333,7 @@ def trend(claims: Mapping[tuple[str, float], Claim], arm: str) -> Trend | Refuse
 # --- from records ---------------------------------------------------------------------------------------------------
 
 
-def _losses(frame: pd.DataFrame) -> tuple[dict[tuple[str, float], Losses], dict[tuple[str, float], str]]:
+def _losses(frame: pd.DataFrame) -> tuple[Mapping[tuple[str, float], Losses], dict[tuple[str, float], str]]:
     """Losses by (arm, budget) and replicate, and why there are none where runs have not ended."""
     losses: dict[tuple[str, float], dict[int, float | None]] = {}
     ended: dict[tuple[str, float], str] = {}
@@ -450,13 +374,20 @@ def _overheads(frame: pd.DataFrame, against: Mapping[str, str]) -> dict[tuple[st
 
 
 def _underpowered(claims: Mapping[tuple[str, float], Claim], margin: float) -> Sequence[Finding]:
-    """The guard that needs the noise: fewer seeds than the least gain that matters asks for."""
-    found = []
-    for (arm, budget), claim in claims.items():
-        if claim.seeds_needed is not None and claim.seeds_needed > claim.seeds:
-            reason = (
-                f"{arm} at {compact(budget)}: {claim.seeds} seeds find gains of {100 * (claim.detectable_gain or 0):.0f}%; "
-                f"the {margin:.0%} that matter need about {claim.seeds_needed}"
-            )
-            found.append(Finding(guard="seeds", arm=arm, reason=reason, severity="flag"))
-    return found
+    """The guard that needs the noise: fewer seeds than the least gain that matters asks for. Of each arm where it needs most."""
+    worst: dict[str, Claim] = {}
+    for claim in claims.values():
+        if (claim.seeds_needed or 0) > max(
+            claim.seeds, worst[claim.arm].seeds_needed or 0 if claim.arm in worst else 0
+        ):
+            worst[claim.arm] = claim
+    return [
+        Finding(
+            guard="seeds",
+            arm=arm,
+            reason=f"{arm} at {compact(claim.budget)}: {claim.seeds} seeds can not be expected to find a gain of "
+            f"{margin:.0%}; it needs about {claim.seeds_needed}",
+            severity="flag",
+        )
+        for arm, claim in worst.items()
+    ]

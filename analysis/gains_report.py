@@ -80,6 +80,12 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}%"
 
 
+def _least(claim: Claim) -> str:
+    if claim.detectable is None:
+        return ""
+    return f"{claim.detectable:.2g} nats" if claim.detectable_gain is None else f"{100 * claim.detectable_gain:.1f}%"
+
+
 def _cells(claim: Claim) -> tuple[str, ...]:
     gain = claim.gain
     interval = ""
@@ -91,7 +97,7 @@ def _cells(claim: Claim) -> tuple[str, ...]:
         claim.kind,
         _percent(claim.value),
         interval,
-        "" if claim.detectable_gain is None else f"{100 * claim.detectable_gain:.1f}%",
+        _least(claim),
         "" if claim.p_holm is None else f"{claim.p_holm:.2g}",
     )
 
@@ -99,7 +105,8 @@ def _cells(claim: Claim) -> tuple[str, ...]:
 def row(claim: Claim) -> dict[str, Any]:
     """Of claims.csv: gains are shares of the budget."""
     gain = claim.gain if isinstance(claim.gain, Gain) else None
-    ends = {f"gain_{end}": value - 1 if gain and (value := getattr(gain, end)) is not None else None for end in ("low", "high")}  # fmt: skip
+    ends = {f"gain_{end}": getattr(gain, end, None) for end in ("low", "high")}
+    ends = {name: None if value is None else value - 1 for name, value in ends.items()}
     kept = {name: getattr(claim, name) for name in COLUMNS if hasattr(claim, name)}
     return {**kept, "gain": claim.value, **ends, "extrapolated": gain.extrapolated if gain else None}
 

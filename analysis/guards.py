@@ -123,14 +123,21 @@ def mid_schedule(case: Case) -> Iterator[tuple[str, str]]:
     for row in case.rows:
         arm, budget = row["arm"], row["budget"] * case.factor(row["arm"])
         if not math.isclose(row["amount"], budget, rel_tol=SAME):
-            yield arm, (
-                f"{arm} is compared at {budget:.4g} but its schedules end at {row['amount']:.4g}: a point in the middle of a "
-                "schedule is no result; train each budget as a run of its own"
+            yield (
+                arm,
+                (
+                    f"{arm} is compared at {budget:.4g} but its schedules end at {row['amount']:.4g}: a point in the middle of a "
+                    "schedule is no result; train each budget as a run of its own"
+                ),
             )
         elif at.setdefault(row["run_id"], row["budget"]) != row["budget"]:
-            yield arm, (
-                f"{arm}: one run stands for two budgets, {at[row['run_id']]:.4g} and {row['budget']:.4g}: it is fully decayed at "
-                "one of them at most; train each budget as a run of its own"
+            yield (
+                arm,
+                (
+                    f"{arm}: one run stands for two budgets, {at[row['run_id']]:.4g} and {row['budget']:.4g}: it is fully "
+                    "decayed at "
+                    "one of them at most; train each budget as a run of its own"
+                ),
             )
 
 
@@ -141,15 +148,14 @@ def _unequal(key: str, what: str, remedy: str) -> Callable[[Case], Iterator[tupl
         for arm, baseline, rows, theirs in case.pairs():
             ours, base = rows[0][key], theirs[0][key]
             if ours != base:
-                yield arm, (
-                    f"{what} of arm {arm} is {ours!r} but {base!r} in the baseline {baseline}: {remedy}"
-                )
+                yield arm, (f"{what} of arm {arm} is {ours!r} but {base!r} in the baseline {baseline}: {remedy}")
 
     return check
 
 
 _NOT_COMPARABLE = (
-    "their losses are not comparable; make them equal (evaluation.splits scores every objective on text alike), or two studies"
+    "their losses are not comparable; make them equal (evaluation.splits scores every objective on text alike), or "
+    "two studies"
 )
 
 
@@ -160,9 +166,13 @@ def data_order(case: Case) -> Iterator[tuple[str, str]]:
         seeds = [{row["replicate"]: (row["seed_init"], row["seed_data"]) for row in side} for side in (rows, theirs)]
         for replicate in seeds[0].keys() & seeds[1].keys():
             if seeds[0][replicate] != seeds[1][replicate]:
-                yield arm, (
-                    f"seed of arm {arm} is {seeds[0][replicate]} but {seeds[1][replicate]} in the baseline {baseline}: they would "
-                    "read other examples in another order; give both the same"
+                yield (
+                    arm,
+                    (
+                        f"seed of arm {arm} is {seeds[0][replicate]} but {seeds[1][replicate]} in the baseline {baseline}: "
+                        "they would "
+                        "read other examples in another order; give both the same"
+                    ),
                 )
                 break
 
@@ -179,9 +189,13 @@ def undecayed(case: Case) -> Iterator[tuple[str, str]]:
     baselines = {case.baseline_of(row["arm"]) for row in case.rows}
     for row in case.rows:
         if row["arm"] in baselines and row["final_rate"] > DECAYED:
-            yield row["arm"], (
-                f"the baseline {row['arm']} is not decayed: its learning rate ends at {row['final_rate']:.2g} of its peak (schedule "
-                f"{row['schedule']}), more than {DECAYED:g}; use a schedule that decays, with final = 0"
+            yield (
+                row["arm"],
+                (
+                    f"the baseline {row['arm']} is not decayed: its learning rate ends at {row['final_rate']:.2g} of its "
+                    "peak (schedule "
+                    f"{row['schedule']}), more than {DECAYED:g}; use a schedule that decays, with final = 0"
+                ),
             )
 
 
@@ -190,9 +204,13 @@ def unlike_decay(case: Case) -> Iterator[tuple[str, str]]:
     for arm, baseline, rows, theirs in case.pairs():
         ours, base = rows[0]["final_rate"], theirs[0]["final_rate"]
         if max(ours, base) > DECAYED and ours != base:
-            yield arm, (
-                f"{arm}'s learning rate ends at {ours:.2g} of its peak, that of the baseline {baseline} at {base:.2g}: part of "
-                "their difference is decay; let both decay to 0"
+            yield (
+                arm,
+                (
+                    f"{arm}'s learning rate ends at {ours:.2g} of its peak, that of the baseline {baseline} at "
+                    f"{base:.2g}: part of "
+                    "their difference is decay; let both decay to 0"
+                ),
             )
 
 
@@ -200,9 +218,13 @@ def repeated_text(case: Case) -> Iterator[tuple[str, str]]:
     """Beyond one epoch, what regularises looks like what trains faster (No Train No Gain, appendix D.2)."""
     row = max(case.rows, key=lambda row: row["epochs"])
     if row["epochs"] > 1:
-        yield row["arm"], (
-            f"text is read up to {row['epochs']:.2g} times ({row['arm']} at {row['budget']:.4g}): there a regulariser looks like a "
-            "speed-up; use more text, or ask about repeated text as a question of its own"
+        yield (
+            row["arm"],
+            (
+                f"text is read up to {row['epochs']:.2g} times ({row['arm']} at {row['budget']:.4g}): there a "
+                "regulariser looks like a "
+                "speed-up; use more text, or ask about repeated text as a question of its own"
+            ),
         )
 
 
@@ -212,18 +234,25 @@ def unequal_tuning(case: Case) -> Iterator[tuple[str, str]]:
     for arm, baseline in _arms(case):
         ours, base = trials.get(arm), trials.get(baseline)
         if ours != base:
-            yield arm, (
-                f"{arm} was tuned by {ours or 0} trials and its baseline {baseline} by {base or 0}: the one that was tuned more "
-                "wins; tune them together (`lab tune`)"
+            yield (
+                arm,
+                (
+                    f"{arm} was tuned by {ours or 0} trials and its baseline {baseline} by {base or 0}: the one that was "
+                    "tuned more "
+                    "wins; tune them together (`lab tune`)"
+                ),
             )
 
 
 def untuned(case: Case) -> Iterator[tuple[str, str]]:
     """No arm has a rate that was found for it."""
     if not _trials(case.study):
-        yield "", (
-            "no arm's learning rate was tuned: a verdict is one on the rates as well; run `lab tune` and use "
-            "learning_rate='tuned:NAME'"
+        yield (
+            "",
+            (
+                "no arm's learning rate was tuned: a verdict is one on the rates as well; run `lab tune` and use "
+                "learning_rate='tuned:NAME'"
+            ),
         )
 
 
@@ -231,7 +260,10 @@ def edge(case: Case) -> Iterator[tuple[str, str]]:
     """A best rate at the end of what was tried: the arm may be better beyond."""
     for arm, said in case.study.get("learning_rates", {}).get("arms", {}).items():
         if beyond := (said.get("regret") or {}).get("beyond"):
-            yield arm, f"{arm}'s rule leaves the rates that were tried in {beyond} of its cells; tune it on a wider grid"
+            yield (
+                arm,
+                f"{arm}'s rule leaves the rates that were tried in {beyond} of its cells; tune it on a wider grid",
+            )
     for (arm, budget, _), rows in case.cells().items():
         losses: dict[float, list[float]] = {}
         for row in rows:
@@ -239,11 +271,14 @@ def edge(case: Case) -> Iterator[tuple[str, str]]:
                 losses.setdefault(row["learning_rate"], []).append(row["loss"])
         if len(losses) < 3:
             continue
-        best = min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))  # noqa: B023 - used at once
+        best = min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
         if best in (min(losses), max(losses)):
-            yield arm, (
-                f"{arm}'s best learning rate at {budget:.4g}, {best:.3g}, is at the edge of those that were tried; try rates "
-                "beyond it"
+            yield (
+                arm,
+                (
+                    f"{arm}'s best learning rate at {budget:.4g}, {best:.3g}, is at the edge of those that were tried; try rates "
+                    "beyond it"
+                ),
             )
 
 
@@ -251,9 +286,13 @@ def chosen_in_place(case: Case) -> Iterator[tuple[str, str]]:
     """Rates tried in the very runs that are compared: the best of several looks better than it is."""
     for (arm, budget, _), rows in case.cells().items():
         if len(rates := {row["learning_rate"] for row in rows}) > 1:
-            yield arm, (
-                f"{arm} has {len(rates)} learning rates at {budget:.4g}: the best of several is lucky too; find one with `lab tune`, "
-                "on seeds of its own"
+            yield (
+                arm,
+                (
+                    f"{arm} has {len(rates)} learning rates at {budget:.4g}: the best of several is lucky too; find one "
+                    "with `lab tune`, "
+                    "on seeds of its own"
+                ),
             )
 
 
@@ -272,9 +311,13 @@ def dropped_seeds(case: Case) -> Iterator[tuple[str, str]]:
                 lost[row["status"]] = lost.get(row["status"], 0) + 1
         if lost:
             said = ", ".join(f"{count} {status}" for status, count in lost.items())
-            yield arm, (
-                f"{arm} at {budget:.4g}: {said} of {len(rows)} runs: nothing is said of the others alone, which are those that went "
-                "well"
+            yield (
+                arm,
+                (
+                    f"{arm} at {budget:.4g}: {said} of {len(rows)} runs: nothing is said of the others alone, which are "
+                    "those that went "
+                    "well"
+                ),
             )
 
 
@@ -287,9 +330,13 @@ def overfit(case: Case) -> Iterator[tuple[str, str]]:
     for arm, by_budget in mean.items():
         for budget, more in zip(sorted(by_budget), sorted(by_budget)[1:], strict=False):
             if by_budget[more] >= by_budget[budget]:
-                yield arm, (
-                    f"the baseline {arm} is no better at {more:.4g} than at {budget:.4g}: it overfits, or noise hides its progress, "
-                    "and a gain in budget can not be measured; use more text or budgets further apart"
+                yield (
+                    arm,
+                    (
+                        f"the baseline {arm} is no better at {more:.4g} than at {budget:.4g}: it overfits, or noise hides its "
+                        "progress, "
+                        "and a gain in budget can not be measured; use more text or budgets further apart"
+                    ),
                 )
 
 
@@ -323,7 +370,9 @@ GUARDS: dict[str, Guard] = {
     "undecayed": Guard(undecayed, "refuse", "flag"),
     "unlike_decay": Guard(unlike_decay, "flag", "flag"),
     "model": Guard(
-        _unequal("model", "the model", "part of their difference is capacity; say so, or give both the same"), "flag", None
+        _unequal("model", "the model", "part of their difference is capacity; say so, or give both the same"),
+        "flag",
+        None,
     ),
     "repeated_text": Guard(repeated_text, "refuse", None),
     "unequal_tuning": Guard(unequal_tuning, "refuse", "flag"),

@@ -39,9 +39,7 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
     answer = analyse(study_dir)
     directory = Path(out) if out is not None else Path(study_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    answer.frame.drop(columns=NOT_IN_TABLE).to_csv(
-        directory / TABLE, index=False
-    )
+    answer.frame.drop(columns=NOT_IN_TABLE).to_csv(directory / TABLE, index=False)
     records.write_json(directory / VERDICT, verdict_json(answer))
     (directory / SUMMARY).write_text(text(answer) + "\n", encoding="utf-8")
     plots.save(plots.headline(answer), directory / "headline.png")

@@ -24,8 +24,14 @@ def loss_of(budget: float, gain: float = 0.0) -> float:
 
 
 def simulate(
-    gains: Mapping[str, Sequence[float]], *, seeds: int, rng: np.random.Generator, sd: float = 0.01, shared: float = 0.01,
-    spread: float = 0.0, budgets: Sequence[float] = BUDGETS,
+    gains: Mapping[str, Sequence[float]],
+    *,
+    seeds: int,
+    rng: np.random.Generator,
+    sd: float = 0.01,
+    shared: float = 0.01,
+    spread: float = 0.0,
+    budgets: Sequence[float] = BUDGETS,
 ) -> dict[tuple[str, float], dict[int, float | None]]:
     """Losses of the baseline and of arms of these gains at each budget. sd: of a run, times exp(spread normal) of each arm;
     shared: what runs of one seed have in common."""

@@ -64,7 +64,9 @@ def test_updates_are_those_that_the_published_reference_times_buy():
 def test_the_plan_has_every_family_with_its_controls(smoke):
     plan = sweeps.plan(smoke)
     for family in FAMILIES:
-        rows = {arm: [r for r in plan.runs if r.arm == f"{family}/{arm}"] for arm in (BASELINE, "no_op", "plus_10", "wsd")}
+        rows = {
+            arm: [r for r in plan.runs if r.arm == f"{family}/{arm}"] for arm in (BASELINE, "no_op", "plus_10", "wsd")
+        }
         assert [r.run_id for r in rows["no_op"]] == [r.run_id for r in rows[BASELINE]]
         for more, base in zip(rows["plus_10"], rows[BASELINE], strict=True):
             assert more.budget == base.budget and more.run.budget.amount == pytest.approx(1.1 * base.run.budget.amount)
@@ -99,7 +101,7 @@ def test_a_plan_refuses_what_would_make_its_answer_worthless(smoke):
     with pytest.raises(ValueError, match="has one seed"):
         sweeps.plan(replace(smoke, seeds=1))
     with pytest.raises(ValueError, match="text is read up to"):
-        sweeps.plan(replace(smoke, budgets=(1e9, 4e12)))
+        sweeps.plan(replace(smoke, budgets=(1e9, 1e12)))
 
 
 def test_what_a_study_says_of_its_arms_is_checked(smoke):
