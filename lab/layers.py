@@ -1,7 +1,7 @@
-"""Norm, positions, projections, MLP, and the layer that every structure is built from.
+"""Norm, projections, MLP, and the layer that every structure is built from.
 
 Letters: B batch, S keys or input length, T queries or target length, D model width, F feed-forward, N query heads,
-K key-value heads, G = N/K queries per key, H head width. A tensor's name ends in its shape.
+K key-value heads, G = N/K queries per key, H head width, A places that a mixing matrix has, R relative distances. A tensor's name ends in its shape.
 
 Parameters are float32 and are cast to the dtype of the activations where they are used; norms, rotations and softmax
 are computed in float32.
@@ -17,10 +17,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from lab.attention import Segments, attend, row_reduce
+from lab.attention import Segments, attend, mix, row_reduce
+from lab.positions import CROSS, ROTARY, Positions
 from lab.spec import Options, Shape
 
-ROPE_BASE = 10_000.0
 NORM_EPS = 1e-6
 
 
@@ -55,44 +55,6 @@ def _mean(x: Array) -> Array:
 
 def _row(scale_D: Array, x: Array) -> Array:
     return scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape)
-
-
-# The host's, [T], or a program's, [T] or [B, T].
-Positions = np.ndarray | Array
-TURNS = 512  # positions of a program are below its square
-
-
-def rotate(x_BTNH: Float[Array, "B T N H"], positions: Positions) -> Float[Array, "B T N H"]:
-    """Rotary positions (Su et al. 2021): channel i turns with channel i + H/2.
-
-    Where positions are the host's, cosines are constants: a compiler that fuses them computes them for every number.
-    """
-    cosine, sine = _turns(positions, x_BTNH.shape[-1] // 2)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return turned.astype(x_BTNH.dtype)
-
-
-def _turns(positions: Positions, half: int) -> tuple[Any, Any]:
-    """Float32 cosines and sines, [1 or B, T, 1, H/2], of each position's angles.
-
-    A float32 angle of position 10,000 would be off by 1e-3: a program looks up the turn of 512 times a and that of b, which
-    the host knows, and puts them together.
-    """
-
-    if isinstance(positions, np.ndarray):
-        cosine_TH, sine_TH = _known_turns(positions, half)
-        return cosine_TH[None, :, None, :], sine_TH[None, :, None, :]
-    rows = positions if positions.ndim == 2 else positions[None]
-    coarse, fine = _known_turns(np.arange(TURNS) * TURNS, half), _known_turns(np.arange(TURNS), half)
-    coarse_c, coarse_s = (jnp.asarray(table)[rows // TURNS][:, :, None] for table in coarse)
-    fine_c, fine_s = (jnp.asarray(table)[rows % TURNS][:, :, None] for table in fine)
-    return coarse_c * fine_c - coarse_s * fine_s, coarse_s * fine_c + coarse_c * fine_s
-
-
-def _known_turns(positions_T: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
-    angle_TH = np.outer(positions_T, ROPE_BASE ** (-np.arange(half) / half))
-    return np.cos(angle_TH).astype(np.float32), np.sin(angle_TH).astype(np.float32)
 
 
 @jax.custom_vjp
@@ -138,11 +100,16 @@ def _to_heads(x_BTD: Array, w_DNH: Array) -> Array:
     return matmul(x_BTD, w_DNH.reshape(D, N * H)).reshape(*x_BTD.shape[:2], N, H)
 
 
+def _from_heads(mixed_BTNH: Array, o_NHD: Array) -> Array:
+    return matmul(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1), o_NHD.reshape(-1, o_NHD.shape[-1]))
+
+
 class Attention(nnx.Module):
     """One set of projections, with its own QK-norm. What attends to what is the transformer's business."""
 
-    def __init__(self, shape: Shape, options: Options, *, gain: float, draw: Draw):
+    def __init__(self, shape: Shape, options: Options, *, gain: float, draw: Draw, places: int = 0):
         D, N, K, H = shape.D, shape.N, shape.K, shape.H
+        self.encoding = options.encoding
         self.q_DNH = _matrix(draw, (D, N, H), D)
         self.k_DKH = _matrix(draw, (D, K, H), D)
         self.v_DKH = _matrix(draw, (D, K, H), D)
@@ -154,17 +121,54 @@ class Attention(nnx.Module):
         q_BTNH = _to_heads(x_BTD, self.q_DNH[...])
         if self.q_norm_H is not None:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H[...])
-        return rotate(q_BTNH, positions)
+        return self._turned(q_BTNH, positions)
 
     def keys_values(self, x_BSD: Array, positions: Positions) -> tuple[Array, Array]:
         k_BSKH, v_BSKH = _to_heads(x_BSD, self.k_DKH[...]), _to_heads(x_BSD, self.v_DKH[...])
         if self.k_norm_H is not None:
             k_BSKH = rms_norm(k_BSKH, self.k_norm_H[...])
-        return rotate(k_BSKH, positions), v_BSKH
+        return self._turned(k_BSKH, positions), v_BSKH
 
     def out(self, mixed_BTNH: Array) -> Array:
-        o_NHD = self.o_NHD[...]
-        return matmul(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1), o_NHD.reshape(-1, o_NHD.shape[-1]))
+        return _from_heads(mixed_BTNH, self.o_NHD[...])
+
+    def _turned(self, x_BTNH: Array, positions: Positions) -> Array:
+        turn = ROTARY.get(self.encoding)
+        return x_BTNH if turn is None else turn(x_BTNH, positions)
+
+
+class Mixing(nnx.Module):
+    """A learned matrix for each head in place of queries and keys: what place i takes from place j is one number, whatever
+    tokens stand there. MLP-Mixer's mixing of tokens (Tolstikhin et al. 2021, arXiv 2105.01601) without its second layer, gMLP's
+    spatial projection (Liu et al. 2021, arXiv 2105.08050) in attention's place.
+
+    Rows are not normalised: entries are weights like any others, of either sign, drawn with the variance of a matrix of fan-in A,
+    so that a row of j entries starts with j/A of the values' variance and none with more. Entries that no token may see are in
+    the tree, and 0 wherever it is used.
+    """
+
+    def __init__(self, shape: Shape, options: Options, *, gain: float, draw: Draw, places: int):
+        D, N, K, H = shape.D, shape.N, shape.K, shape.H
+        self.v_DKH = _matrix(draw, (D, K, H), D)
+        self.mix_NAA = _matrix(draw, (N, places, places), places)
+        self.o_NHD = _matrix(draw, (N, H, D), N * H, gain)
+
+    def keys_values(self, x_BSD: Array, positions: Positions) -> tuple[Array, Array]:
+        """Keys of no width: a cache of them is a cache of values."""
+        v_BSKH = _to_heads(x_BSD, self.v_DKH[...])
+        return v_BSKH[..., :0], v_BSKH
+
+    def out(self, mixed_BTNH: Array) -> Array:
+        return _from_heads(mixed_BTNH, self.o_NHD[...])
+
+    def weights(self, queries: Positions, keys: Positions) -> Array:
+        """[..., N, T, S] of places [..., T] and [..., S]; those beyond the matrix, which nothing may read, are its last."""
+        most = self.mix_NAA[...].shape[-1] - 1
+        rows, columns = jnp.minimum(queries, most), jnp.minimum(keys, most)
+        return jnp.moveaxis(self.mix_NAA[...][:, rows[..., :, None], columns[..., None, :]], 0, -3)
+
+
+MIXINGS: dict[str, Callable[..., nnx.Module]] = {"attention": Attention, "dense": Mixing}
 
 
 @jax.custom_vjp
@@ -217,13 +221,16 @@ class Layer(nnx.Module):
     reuses the self-attention's projections) or "separate" (with projections of its own).
     """
 
-    def __init__(self, shape: Shape, options: Options, *, cross: str, depth: int, attention: str, draw: Draw):
+    def __init__(
+        self, shape: Shape, options: Options, *, cross: str, depth: int, attention: str, draw: Draw, places: int = 0
+    ):
         # Residual branches start smaller the more there are (GPT-2).
         branches = 2 if cross == "none" else 3
         gain = (branches * depth) ** -0.5
-        self.attention = attention
+        self.attention, self.encoding = attention, options.encoding
+        self.window, self.turn = options.window, options.turn
         self.attn_norm_D = _ones(shape.D)
-        self.attn = Attention(shape, options, gain=gain, draw=draw)
+        self.attn: Any = MIXINGS[options.mixing](shape, options, gain=gain, draw=draw, places=places)
         self.cross_norm_D = _ones(shape.D) if cross != "none" else None
         self.cross = Attention(shape, options, gain=gain, draw=draw) if cross == "separate" else None
         self.mlp_norm_D = _ones(shape.D)
@@ -237,6 +244,45 @@ class Layer(nnx.Module):
     def before_attention(self, x_BTD: Array) -> Array:
         return rms_norm(x_BTD, self.attn_norm_D[...])
 
+    def attend(
+        self,
+        q_BTNH: Array,
+        keys_values: tuple[Array, Array],
+        segments: Segments,
+        relative_NR: Array | None,
+        *,
+        causal: bool = True,
+        turn: int = 1,
+    ) -> Array:
+        """Of targets over what they see, and of both streams under one causal rule."""
+        return attend(q_BTNH, *keys_values, causal=causal, how=self.attention, segments=segments, turn=turn,
+                      window=self.window, relative_NR=relative_NR)  # fmt: skip
+
+    def attend_inputs(
+        self,
+        q_BSNH: Array,
+        keys_values: tuple[Array, Array],
+        segments: Segments,
+        relative_NR: Array | None,
+        *,
+        causal: bool,
+    ) -> Array:
+        """Of inputs among themselves."""
+        causal = causal or self.turn is not None
+        return self.attend(q_BSNH, keys_values, segments, relative_NR, causal=causal, turn=self.turn or 1)
+
+    def mixed(self, normed_BnD: Array, S: int, *, causal: bool, targets_alone: bool = False) -> Array:
+        """What learned matrices mix of n = S + T tokens, S of them inputs: of all, or of the targets alone."""
+        _, v_BnKH = self.attn.keys_values(normed_BnD, np.arange(normed_BnD.shape[1]))
+        how, n, mix_NAA = {"how": self.attention, "window": self.window}, v_BnKH.shape[1], self.attn.mix_NAA[...]
+        parts = []
+        if not targets_alone:
+            causal, turn = causal or self.turn is not None, self.turn or 1
+            parts.append(mix(mix_NAA[:, :S, :S], v_BnKH[:, :S], causal=causal, turn=turn, **how))
+        if n > S:
+            parts.append(mix(mix_NAA[:, S:n, :n], v_BnKH, causal=True, **how))
+        return jnp.concatenate(parts, axis=1)
+
     def feed_forward(self, x_BTD: Array) -> Array:
         return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm_D[...]))
 
@@ -245,10 +291,15 @@ class Layer(nnx.Module):
         y_BTD: Array,
         memory_keys_values: tuple[Array, Array],
         positions: Positions,
-        segments: Segments = None,
+        segments: Segments,
+        relative_NR: Array | None,
     ) -> Array:
-        """The cross-attention sublayer of `separate` and `tied`: every target sees the whole memory."""
+        """The cross-attention sublayer of `separate` and `tied`: every target sees the whole memory, whatever the window, as in
+        Longformer's encoder-decoder (Beltagy et al. 2020, section 7) and LongT5 (Guo et al. 2022)."""
         assert self.cross_norm_D is not None
         q_BTNH = self.reader.queries(rms_norm(y_BTD, self.cross_norm_D[...]), positions)
-        mixed_BTNH = attend(q_BTNH, *memory_keys_values, causal=False, how=self.attention, segments=segments)
+        relative_NR = relative_NR if self.encoding in CROSS else None
+        S = memory_keys_values[0].shape[1]  # inputs: the first target stands behind them
+        mixed_BTNH = attend(q_BTNH, *memory_keys_values, causal=False, how=self.attention, segments=segments,
+                            relative_NR=relative_NR, first=S)  # fmt: skip
         return y_BTD + self.reader.out(mixed_BTNH)

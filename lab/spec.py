@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lab import seen
 from lab import structure as structures
 from lab.checks import check_choice, check_integer, check_number, nearest, require
 from lab.forms import MOST_FORMS, Objective
 from lab.structure import Structure
 
-SCHEMA = 2  # of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits
+SCHEMA = 3  # of run.json: 2 has the objective's forms, vocabulary and evaluation's splits; 3 the options of positions and mixing
+Encoding = Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"]
+Mixing = Literal["attention", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +66,20 @@ class Options:
     tied_embeddings: bool = True
     # Whether the targets' positions go on where the inputs end, or start again at 0.
     positions: Literal["continue", "restart"] = "continue"
+    encoding: Encoding = "rope"  # how positions enter: lab.positions
+    window: int | None = None  # a query sees no key at this distance or beyond
+    turn: int | None = None  # bidirectional inputs see no later turn of so many tokens
+    mixing: Mixing = "attention"  # how tokens reach each other: lab.layers.MIXINGS
 
     def __post_init__(self):
         check_choice("options.mlp", self.mlp, Literal["swiglu", "gelu"])
         check_choice("options.positions", self.positions, Literal["continue", "restart"])
+        check_choice("options.encoding", self.encoding, Encoding)
+        check_choice("options.mixing", self.mixing, Mixing)
+        if self.window is not None:
+            check_integer("options.window", self.window, 1)
+        if self.turn is not None:
+            check_integer("options.turn", self.turn, 2)  # of 1 are causal inputs
         for name in ("qk_norm", "tied_embeddings"):
             require(
                 isinstance(getattr(self, name), bool),
@@ -228,6 +241,7 @@ class Run:
             loss=self.objective.loss,
             objective=self.objective.name,
         )
+        seen.check(self.structure, self.options, self.objective, self.evaluation.splits)
         if self.objective.name == "pairs":
             require(self.options.positions == "continue", "options.positions", self.options.positions,
                     "pairs are padded before their sources: counted anew, the targets' positions would depend on the padding; "

@@ -1,6 +1,7 @@
 """The one transformer that every structure is a setting of: inputs x and targets y, two streams.
 
-Letters: B batch, S input length, T target length, D model width, L layers, V vocabulary.
+Letters: B batch, S input length, T target length, D model width, L layers, V vocabulary, A positions in a table, R relative
+distances.
 
 At each depth x attends to x (bidirectional or causal) and y attends to [memory ; y], where the memory is what the input
 stack hands over: its final norm's output (memory=final), or what its layer at the same depth is about to read
@@ -27,10 +28,12 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from lab.attention import Segments, attend
+from lab.attention import Segments
 from lab.forms import Form
-from lab.layers import Draw, Layer, rms_norm
+from lab.layers import Draw, Layer, Mixing, rms_norm
 from lab.mesh import by_batch, whole
+from lab.positions import ABSOLUTE, RELATIVE, Positions
+from lab.seen import BUCKETS
 from lab.spec import Options, Shape
 from lab.structure import Structure
 
@@ -58,6 +61,7 @@ class Transformer:
     unroll: int = 1
     remat: bool = False
     attention: str = "reference"
+    places: int = 0  # A: positions that there are for (lab.seen.places), where a table or a matrix has a row for each
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -72,7 +76,8 @@ class Transformer:
         own_softmax = stack != "input" and self.structure.cross in ("separate", "tied")
         cross = self.structure.cross if own_softmax else "none"
         return Layer(
-            self.shape, self.options, cross=cross, depth=self.depth(stack), attention=self.attention, draw=draw
+            self.shape, self.options, cross=cross, depth=self.depth(stack), attention=self.attention, draw=draw,
+            places=self.places,
         )
 
     @cached_property
@@ -93,6 +98,8 @@ class Transformer:
             params["head_VD"] = table("head")
             if "target" in self.stacks:
                 params["target_embedding_VD"] = table("target_embedding")
+        if self.options.encoding == "learned":
+            params["place_AD"] = draw("places")((self.places, D), D**-0.5)  # as the tokens', and scaled like them
         for name in self.stacks:
             part = "target" if name == "target" else "first_stack"
 
@@ -100,6 +107,8 @@ class Transformer:
                 return nnx.to_pure_dict(nnx.state(self._layer(name, draw(f"{part}/{index}"))))
 
             params[name] = {"layers": stack(layer, self.depth(name)), "norm_D": np.ones(D, np.float32)}
+            if self.options.encoding == "t5":
+                params[name]["relative_NR"] = draw(f"{part}/relative")((self.shape.N, BUCKETS), D**-0.5)
         return params
 
     def init(self, seed: int) -> Params:
@@ -125,9 +134,39 @@ class Transformer:
         tree = self._tree(lambda part: _zeros, stack)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
-    def _embed(self, params: Params, table: str, tokens: Array) -> Array:
-        rows = whole(params.get(table, params["embedding_VD"]))[tokens]
-        return by_batch((rows * self.shape.D**0.5).astype(DTYPES[self.precision]))
+    def _embed(self, params: Params, table: str, tokens: Array, positions: Positions) -> Array:
+        D = self.shape.D
+        embedded = whole(params.get(table, params["embedding_VD"]))[tokens] * D**0.5
+        if (rows := ABSOLUTE.get(self.options.encoding)) is not None:
+            places = params.get("place_AD")
+            embedded = embedded + rows(None if places is None else whole(places), positions, D)
+        return by_batch(embedded.astype(DTYPES[self.precision]))
+
+    def relative(self, params: Params, stack: str, distance: np.ndarray | Array) -> Array | None:
+        """What a stack's heads add to the scores at these distances between query and key: [N, ...], or nothing."""
+        if (number := RELATIVE.get(self.options.encoding)) is None:
+            return None
+        # As in T5's own code, of one stack for both streams the inputs decide.
+        ahead = stack != "target" and self.structure.inputs == "bidirectional"
+        return number(distance, self.shape.N, params[stack].get("relative_NR"), ahead=ahead)
+
+    def _relative(self, params: Params, stack: str, n: int) -> Array | None:
+        """As lab.attention takes it, of n positions."""
+        return self.relative(params, stack, np.arange(1 - n, n))
+
+    def _absolute(self, form: Form, inputs_BS: Array, targets_BT: Array) -> tuple[Positions, Positions]:
+        """The positions that are added to embeddings: a padded source begins at 0, and so does every document of a packed row."""
+        S, T = inputs_BS.shape[1], targets_BT.shape[1]
+        at_S, at_T = np.arange(S), self._of_targets(S, T)
+        if self.options.encoding in ABSOLUTE and form.name == "pairs":
+            pads_B1 = jnp.sum(inputs_BS == self.pad, axis=1, keepdims=True)
+            return jnp.maximum(at_S - pads_B1, 0), at_T - pads_B1
+        if self.options.encoding in ABSOLUTE and form.name == "causal_lm":
+            return at_S, at_T - jax.lax.cummax(jnp.where(targets_BT == self.sep, at_T, 0), axis=1)
+        return at_S, at_T
+
+    def _of_targets(self, S: int, T: int) -> np.ndarray:
+        return np.arange(T) + (S if self.options.positions == "continue" else 0)
 
     def head(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits."""
@@ -158,19 +197,19 @@ class Transformer:
         pairs: inputs of PAD (`self.pad`) are seen by nothing. causal_lm: no inputs, and each SEP begins a document.
         """
         S, T = inputs_BS.shape[1], targets_BT.shape[1]
-        x_BSD = self._embed(params, "embedding_VD", inputs_BS)
-        positions_S = np.arange(S)
+        positions_S, positions_T = np.arange(S), self._of_targets(S, T)
+        at_S, at_T = self._absolute(form, inputs_BS, targets_BT)
+        x_BSD = self._embed(params, "embedding_VD", inputs_BS, at_S)
         if self.structure.encoder_only:
             x_BSD = self._run_alone(params, "input", x_BSD, positions_S)
             return jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1)
-        y_BTD = self._embed(params, "target_embedding_VD", targets_BT)
+        y_BTD = self._embed(params, "target_embedding_VD", targets_BT, at_T)
         if form.name == "causal_lm":
             documents = jnp.cumsum(targets_BT == self.sep, axis=1)
             return self._run_alone(params, "shared", y_BTD, np.arange(T), (documents, documents))
         segments = None
         if form.name == "pairs":
             segments = (inputs_BS != self.pad).astype(jnp.int32), jnp.ones_like(targets_BT)
-        positions_T = np.arange(T) + (S if self.options.positions == "continue" else 0)
         score_inputs = form.loss == "all"
         streams = self._advance_both if self.structure.memory == "same" else self._advance_in_turn
         x_BSD, y_BTD = streams(params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs)
@@ -209,9 +248,9 @@ class Transformer:
         self, params: Params, stack: str, x_BSD: Array, positions_S: np.ndarray, segments: Segments = None
     ) -> Array:
         """A stack to its end over one stream, then its final norm."""
-        causal = self.structure.inputs == "causal"
+        causal, relative_NR = self.structure.inputs == "causal", self._relative(params, stack, len(positions_S))
         x_BSD = self._fold(
-            lambda layers, x: _self_layer(layers[0], x, positions_S, causal=causal, segments=segments),
+            lambda layers, x: _self_layer(layers[0], x, positions_S, segments, relative_NR, causal=causal),
             x_BSD,
             [(stack, params[stack]["layers"])],
         )
@@ -222,14 +261,16 @@ class Transformer:
         memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S, _among_inputs(segments))
         merged = self.structure.cross == "merged"
         stack = self.stacks[-1]
+        relative_NR = self._relative(params, stack, len(positions_S) + len(positions_T))
         y_BTD = self._fold(
             lambda layers, y: _target_layer(
                 layers[0],
                 y,
                 layers[0].reader.keys_values(memory_BSD, positions_S),
                 positions_T,
+                segments,
+                relative_NR,
                 merged=merged,
-                segments=segments,
             ),
             y_BTD,
             [(stack, params[stack]["layers"])],
@@ -242,17 +283,20 @@ class Transformer:
         stacks = [(name, params[name]["layers"]) for name in self.stacks]
         whole = stacks if score_inputs else [(name, jax.tree.map(lambda p: p[:-1], p)) for name, p in stacks]
         first_norm, last_norm = params[self.stacks[0]]["norm_D"], params[self.stacks[-1]]["norm_D"]
+        relative_NR = self._relative(params, self.stacks[-1], S + len(positions_T))
 
         if self.structure.stacks == "shared":
             positions_n = np.concatenate([positions_S, positions_T])
             z_BnD = self._fold(
-                lambda layers, z: _joint_layer(layers[0], z, positions_n, S, segments, merged=merged, causal=causal),
+                lambda layers, z: _joint_layer(
+                    layers[0], z, positions_n, S, segments, relative_NR, merged=merged, causal=causal
+                ),
                 jnp.concatenate([x_BSD, y_BTD], axis=1),
                 whole,
             )
             if not score_inputs:
                 y_BTD = self._at_the_end(
-                    lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, segments, merged=merged),
+                    lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, segments, relative_NR, merged=merged),
                     z_BnD,
                     stacks,
                 )
@@ -260,12 +304,14 @@ class Transformer:
             z_BnD = rms_norm(z_BnD, first_norm)
             return z_BnD[:, :S], z_BnD[:, S:]
 
+        relative_of_inputs = self._relative(params, self.stacks[0], S)
+
         def advance(layers: list[Layer], xy: tuple[Array, Array], keep_inputs: bool = True) -> tuple[Array, Array]:
             x, y = xy
             memory = layers[1].reader.keys_values(layers[0].before_attention(x), positions_S)
-            y = _target_layer(layers[1], y, memory, positions_T, merged=merged, segments=segments)
+            y = _target_layer(layers[1], y, memory, positions_T, segments, relative_NR, merged=merged)
             if keep_inputs:
-                x = _self_layer(layers[0], x, positions_S, causal=causal, segments=_among_inputs(segments))
+                x = _self_layer(layers[0], x, positions_S, _among_inputs(segments), relative_of_inputs, causal=causal)
             return x, y
 
         xy = self._fold(advance, (x_BSD, y_BTD), whole)
@@ -301,11 +347,16 @@ def _reading(segments: Segments) -> Segments:
     return None if segments is None else (segments[1], segments[0])
 
 
-def _self_layer(layer: Layer, x_BSD: Array, positions_S: np.ndarray, *, causal: bool, segments: Segments) -> Array:
+def _self_layer(
+    layer: Layer, x_BSD: Array, positions_S: np.ndarray, segments: Segments, relative_NR: Array | None, *, causal: bool
+) -> Array:
     normed = layer.before_attention(x_BSD)
-    q = layer.attn.queries(normed, positions_S)
-    keys_values = layer.attn.keys_values(normed, positions_S)
-    mixed = attend(q, *keys_values, causal=causal, how=layer.attention, segments=segments)
+    if isinstance(layer.attn, Mixing):
+        mixed = layer.mixed(normed, normed.shape[1], causal=causal)
+    else:
+        q = layer.attn.queries(normed, positions_S)
+        keys_values = layer.attn.keys_values(normed, positions_S)
+        mixed = layer.attend_inputs(q, keys_values, segments, relative_NR, causal=causal)
     return layer.feed_forward(x_BSD + layer.attn.out(mixed))
 
 
@@ -314,9 +365,10 @@ def _target_layer(
     y_BTD: Array,
     memory: tuple[Array, Array],
     positions_T: np.ndarray,
+    segments: Segments,
+    relative_NR: Array | None,
     *,
     merged: bool,
-    segments: Segments,
 ) -> Array:
     normed = layer.before_attention(y_BTD)
     q = layer.attn.queries(normed, positions_T)
@@ -324,9 +376,9 @@ def _target_layer(
     if merged:
         own = _join(memory, own)
     over = _over_both(segments) if merged else None  # targets by themselves are of one number
-    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention, segments=over))
+    y_BTD = y_BTD + layer.attn.out(layer.attend(q, own, over, relative_NR))
     if not merged:
-        y_BTD = layer.read(y_BTD, memory, positions_T, _reading(segments))
+        y_BTD = layer.read(y_BTD, memory, positions_T, _reading(segments), relative_NR)
     return layer.feed_forward(y_BTD)
 
 
@@ -336,38 +388,51 @@ def _joint_layer(
     positions_n: np.ndarray,
     S: int,
     segments: Segments,
+    relative_NR: Array | None,
     *,
     merged: bool,
     causal: bool,
 ) -> Array:
     """One shared layer over both streams z = [x ; y], each projection once over all n = S+T positions."""
-    attention = partial(attend, how=layer.attention)
     normed_BnD = layer.before_attention(z_BnD)
+    if isinstance(layer.attn, Mixing):
+        return layer.feed_forward(z_BnD + layer.attn.out(layer.mixed(normed_BnD, S, causal=causal)))
     q, (k, v) = layer.attn.queries(normed_BnD, positions_n), layer.attn.keys_values(normed_BnD, positions_n)
     memory = None if layer.cross is None else layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
     if merged and causal and layer.attention != "reference":  # one rule for both streams; the reference does not skip
-        mixed = attention(q, k, v, causal=True, segments=_over_all(segments))
+        mixed = layer.attend(q, (k, v), _over_all(segments), relative_NR)
     else:
-        mixed_x = attention(q[:, :S], k[:, :S], v[:, :S], causal=causal, segments=_among_inputs(segments))
+        among = _among_inputs(segments)
+        mixed_x = layer.attend_inputs(q[:, :S], (k[:, :S], v[:, :S]), among, relative_NR, causal=causal)
         # The keys and values of a merged softmax are those of both streams, as they lie.
         first = 0 if merged else S
         over = _over_both(segments) if merged else None
-        mixed_y = attention(q[:, S:], k[:, first:], v[:, first:], causal=True, segments=over)
+        mixed_y = layer.attend(q[:, S:], (k[:, first:], v[:, first:]), over, relative_NR)
         mixed = jnp.concatenate([mixed_x, mixed_y], axis=1)
     z_BnD = z_BnD + layer.attn.out(mixed)
     if not merged:
         memory = memory or (k[:, :S], v[:, :S])
-        y_BTD = layer.read(z_BnD[:, S:], memory, positions_n[S:], _reading(segments))
+        y_BTD = layer.read(z_BnD[:, S:], memory, positions_n[S:], _reading(segments), relative_NR)
         z_BnD = jnp.concatenate([z_BnD[:, :S], y_BTD], axis=1)
     return layer.feed_forward(z_BnD)
 
 
 def _last_joint_layer(
-    layer: Layer, z_BnD: Array, positions_n: np.ndarray, S: int, segments: Segments, *, merged: bool
+    layer: Layer,
+    z_BnD: Array,
+    positions_n: np.ndarray,
+    S: int,
+    segments: Segments,
+    relative_NR: Array | None,
+    *,
+    merged: bool,
 ) -> Array:
     """A shared layer whose inputs nothing reads: of x its keys and values alone."""
     normed_BnD = layer.before_attention(z_BnD)
     positions_T, normed_BTD, y_BTD = positions_n[S:], normed_BnD[:, S:], z_BnD[:, S:]
+    if isinstance(layer.attn, Mixing):
+        mixed_BTNH = layer.mixed(normed_BnD, S, causal=True, targets_alone=True)
+        return layer.feed_forward(y_BTD + layer.attn.out(mixed_BTNH))
     if layer.cross is None:
         k, v = layer.attn.keys_values(normed_BnD, positions_n)
         memory, own = (k[:, :S], v[:, :S]), (k, v) if merged else (k[:, S:], v[:, S:])
@@ -375,8 +440,10 @@ def _last_joint_layer(
         memory = layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
         own = layer.attn.keys_values(normed_BTD, positions_T)
     q, over = layer.attn.queries(normed_BTD, positions_T), _over_both(segments) if merged else None
-    y_BTD = y_BTD + layer.attn.out(attend(q, *own, causal=True, how=layer.attention, segments=over))
-    return layer.feed_forward(y_BTD if merged else layer.read(y_BTD, memory, positions_T, _reading(segments)))
+    y_BTD = y_BTD + layer.attn.out(layer.attend(q, own, over, relative_NR))
+    if not merged:
+        y_BTD = layer.read(y_BTD, memory, positions_T, _reading(segments), relative_NR)
+    return layer.feed_forward(y_BTD)
 
 
 def _join(memory: tuple[Array, Array], own: tuple[Array, Array]) -> tuple[Array, Array]:
