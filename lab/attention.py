@@ -153,10 +153,13 @@ def mix(
     (N, T, S), (B, _, K, H) = mix_NTS.shape, v_BSKH.shape
     rule = Rule(causal=causal, turn=turn, window=window)
     outs = []
-    for rows, keys in [(slice(0, T), slice(0, S))] if how == "reference" else _blocks(T, S, rule):
-        seen = rule.mask(np.arange(S - T + rows.start, S - T + rows.stop), np.arange(keys.start, keys.stop))
-        weights = jnp.where(seen[None], mix_NTS[:, rows, keys], 0.0).astype(v_BSKH.dtype)
-        weights = weights.reshape(K, N // K, *weights.shape[1:])
+    for rows, keys, seen_TS in (
+        [_block(slice(0, T), slice(0, S), S - T, rule)] if how == "reference" else _blocks(T, S, rule)
+    ):
+        weights = mix_NTS[:, rows, keys]
+        if seen_TS is not None:
+            weights = jnp.where(seen_TS[None], weights, 0.0)
+        weights = weights.astype(v_BSKH.dtype).reshape(K, N // K, *weights.shape[1:])
         outs.append(jnp.einsum("KGTS,BSKH->BTKGH", weights, v_BSKH[:, keys], preferred_element_type=jnp.float32))
     return jnp.concatenate(outs, axis=1).reshape(B, T, N, H).astype(v_BSKH.dtype)
 
@@ -189,10 +192,19 @@ def _by_head(relative_NR: Array, K: int, first: int, rows: slice, keys: slice) -
     return ahead_first_NR.reshape(K, -1, t, s)
 
 
-def _blocks(T: int, S: int, rule: Rule) -> list[tuple[slice, slice]]:
-    """(queries, the keys that they see) of each block; the keys begin and end where other blocks' do."""
+# Queries, the range of keys that they see, and where they see not all of it which [t, s].
+Block = tuple[slice, slice, np.ndarray | None]
+
+
+def _block(rows: slice, keys: slice, shift: int, rule: Rule) -> Block:
+    seen_TS = rule.mask(np.arange(shift + rows.start, shift + rows.stop), np.arange(keys.start, keys.stop))
+    return rows, keys, None if seen_TS.all() else seen_TS
+
+
+def _blocks(T: int, S: int, rule: Rule) -> list[Block]:
+    """Their keys begin and end where other blocks' do, as far as a rule allows."""
     if not rule.causal and rule.window is None:
-        return [(slice(0, T), slice(0, S))]
+        return [(slice(0, T), slice(0, S), None)]
     found, shift = [], S - T
     for i in range(0, T, ROWS):
         rows = slice(i, min(i + ROWS, T))
@@ -200,25 +212,21 @@ def _blocks(T: int, S: int, rule: Rule) -> list[tuple[slice, slice]]:
         low = max(0, low - (low - shift) % ROWS)
         if not rule.causal:
             high = min(S, high + (shift - high) % ROWS)
-        found.append((rows, slice(low, high)))
+        found.append(_block(rows, slice(low, high), shift, rule))
     return found
 
 
 def _scores(
-    q_BKGTH: Array, k_BKSH: Array, rows: slice, keys: slice, rule: Rule, segments: Segments, relative_NR: Any, first: int
+    q_BKGTH: Array, k_BKSH: Array, block: Block, segments: Segments, relative_NR: Array | None, first: int
 ) -> Array:
-    """Of a block; all the queries and keys are given."""
-    (K, T), S = (q_BKGTH.shape[i] for i in (1, 3)), k_BKSH.shape[2]
-    scores_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH[:, :, :, rows], k_BKSH[:, :, keys],
-                              preferred_element_type=jnp.float32)  # fmt: skip
+    rows, keys, seen_TS = block
+    of_block = None if segments is None else (segments[0][:, rows], segments[1][:, keys])
+    scores_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
     if relative_NR is not None:
-        scores_BKGTS += _by_head(relative_NR, K, first, rows, keys)[None]
-    seen_TS = rule.mask(np.arange(S - T + rows.start, S - T + rows.stop), np.arange(keys.start, keys.stop))
-    if not seen_TS.all():
+        scores_BKGTS += _by_head(relative_NR, k_BKSH.shape[1], first, rows, keys)[None]
+    if seen_TS is not None:
         scores_BKGTS = jnp.where(seen_TS[None, None, None], scores_BKGTS, UNSEEN)
-    if segments is not None:
-        scores_BKGTS = jnp.where(_same(segments[0][:, rows], segments[1][:, keys]), scores_BKGTS, UNSEEN)
-    return scores_BKGTS
+    return scores_BKGTS if of_block is None else jnp.where(_same(*of_block), scores_BKGTS, UNSEEN)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -231,8 +239,9 @@ def _blocked(
 def _forward(q_BKGTH, k_BKSH, v_BKSH, segments, relative_NR, rule: Rule, first: int):
     q_BKGTH = q_BKGTH * q_BKGTH.shape[-1] ** -0.5
     outs, logs = [], []
-    for rows, keys in _blocks(q_BKGTH.shape[3], k_BKSH.shape[2], rule):
-        scores = _scores(q_BKGTH, k_BKSH, rows, keys, rule, segments, relative_NR, first)
+    for block in _blocks(q_BKGTH.shape[3], k_BKSH.shape[2], rule):
+        rows, keys, _ = block
+        scores = _scores(q_BKGTH[:, :, :, rows], k_BKSH[:, :, keys], block, segments, relative_NR, first)
         top = row_reduce(jnp.maximum, jnp.max, scores)
         weights = jnp.exp(scores - top)
         total = row_reduce(jnp.add, jnp.sum, weights)
@@ -250,16 +259,17 @@ def _backward(rule: Rule, first: int, saved, d_out_BKGTH: Array):
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     inner_BKGT1 = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1, keepdims=True)
     blocks = _blocks(q_BKGTH.shape[3], S, rule)
-    bounds = sorted({0, S, *(bound for _, keys in blocks for bound in (keys.start, keys.stop))})
+    bounds = sorted({0, S, *(bound for _, keys, _ in blocks for bound in (keys.start, keys.stop))})
     parts = list(itertools.pairwise(bounds))  # of the keys: each block sees some of them whole, and no other
     d_q: list[Array] = []
     d_k: list[Any] = [0.0] * len(parts)
     d_v: list[Any] = [0.0] * len(parts)
     d_relative = None if relative_NR is None else jnp.zeros_like(relative_NR)
-    for (rows, keys), log in zip(blocks, logs, strict=True):
+    for block, log in zip(blocks, logs, strict=True):
+        rows, keys, _ = block
         q, d_out = q_BKGTH[:, :, :, rows], d_out_BKGTH[:, :, :, rows]
         k, v = k_BKSH[:, :, keys], v_BKSH[:, :, keys]
-        weights = jnp.exp(_scores(q_BKGTH, k_BKSH, rows, keys, rule, segments, relative_NR, first) - log)
+        weights = jnp.exp(_scores(q, k, block, segments, relative_NR, first) - log)
         d_weights = product("BKGTH,BKSH->BKGTS", d_out, v)
         d_scores = weights * (d_weights - inner_BKGT1[:, :, :, rows])
         if relative_NR is not None:
@@ -275,7 +285,9 @@ def _backward(rule: Rule, first: int, saved, d_out_BKGTH: Array):
                 d_v[part] += from_weights[:, :, low - keys.start : high - keys.start]
     d_q_BKGTH = (jnp.concatenate(d_q, axis=3) * q_BKGTH.shape[-1] ** -0.5).astype(dtype)
     d_k_BKSH, d_v_BKSH = (
-        jnp.concatenate([jnp.broadcast_to(d, (B, K, high - low, H)) for d, (low, high) in zip(cut, parts, strict=True)], axis=2)
+        jnp.concatenate(
+            [jnp.broadcast_to(d, (B, K, high - low, H)) for d, (low, high) in zip(cut, parts, strict=True)], axis=2
+        )
         for cut in (d_k, d_v)
     )
     of_segments = jax.tree.map(lambda numbers: np.zeros(numbers.shape, jax.dtypes.float0), segments)

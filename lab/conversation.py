@@ -131,8 +131,16 @@ def measure(
     text = V - 4  # ids below the specials
     user_RBU = np.random.default_rng(0).integers(0, text, (turns, batch, user)).astype(np.int32)
     models = [
-        Transformer(structure=structure, shape=shape, options=options, V=V, sep=text, pad=text + 2, precision=precision,
-                    places=turns * (user + reply))
+        Transformer(
+            structure=structure,
+            shape=shape,
+            options=options,
+            V=V,
+            sep=text,
+            pad=text + 2,
+            precision=precision,
+            places=turns * (user + reply),
+        )
         for structure in structures
     ]
     params = [jax.device_put(model.init(0)) for model in models]

@@ -101,14 +101,14 @@ def parameters(structure: Structure, shape: Shape, options: Options, objective: 
         unused = (layer - D) + D  # all of the last input layer but its attention norm; and the input stack's final norm
         unused += stack - D if shape.L_input == 1 else 0  # no input attends to another
     if mixing:
-        unused += shape.L * mixing - shape.N * sum(item.attended for item in _attention(structure, shape, options, objective))
+        unused += shape.L * mixing - shape.N * sum(
+            item.attended for item in _attention(structure, shape, options, objective)
+        )
         if objective.loss == "all":  # what comes out of the last input is not scored
             unused += shape.N * (band(objective.S, options.window) - band(objective.S - 1, options.window))
     embedding = V * D if options.tied_embeddings else V * D * (tables + 1)
     embedding += places * D if options.encoding == "learned" else 0
-    return Parameters(
-        total=body + embedding, embedding=embedding, body=body, unused=unused, mixing=shape.L * mixing
-    )
+    return Parameters(total=body + embedding, embedding=embedding, body=body, unused=unused, mixing=shape.L * mixing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,9 @@ class Rule:
     def mask(self, queries: Any, keys: Any) -> Any:
         """[..., T, S] of positions [..., T] and [..., S], of one rank; True where the query sees the key."""
         i, j = queries[..., :, None], keys[..., None, :]
+        seen = (i >= 0) & (j >= 0)  # all
         if self.causal:
             seen = j <= i if self.turn == 1 else j // self.turn <= i // self.turn
-        else:
-            seen = (i >= 0) & (j >= 0)  # all
         if self.window is not None:
             seen = seen & (i - j < self.window) & (j - i < self.window)
         return seen
@@ -116,7 +115,9 @@ def _check_mixing(structure: Structure, options: "Options", objective: Objective
             "whatever is there: use objective lm or masked_lm, or mixing='attention'")  # fmt: skip
     require(options.encoding not in ("rope", "alibi", "t5"), "options.encoding", options.encoding,
             "mixing='dense' has no queries and keys: its matrices know the positions; use 'none', 'learned' or 'sinusoidal'")  # fmt: skip
-    require(not options.qk_norm, "options.qk_norm", options.qk_norm, "mixing='dense' has no queries and keys: use false")
+    require(
+        not options.qk_norm, "options.qk_norm", options.qk_norm, "mixing='dense' has no queries and keys: use false"
+    )
     require(options.positions == "continue", "options.positions", options.positions,
             "mixing='dense' has a row for each place of [inputs ; targets]: use 'continue'")  # fmt: skip
     require(set(splits) <= {objective.S}, "evaluation.splits", splits,

@@ -17,7 +17,8 @@ and what is cut from a stack in a straight program is copied) and compiles in a 
 
 What is kept is what cost.conversation counts: of each layer that targets go through, what they read (`memory`) and
 their own; and where more inputs can follow, what the inputs' own attention reads (`own`). Keys that a window has left behind
-stay and are masked. Where learned matrices mix, keys have no width and a cache is of values: a row of the matrix is read for each target.
+stay and are masked. Where learned matrices mix, keys have no width and a cache is of values: for each target a row of the
+matrix is read.
 Where both streams' projections are the same (structure.memory_is_free) memory and own are one.
 """
 
@@ -32,6 +33,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from lab.attention import UNSEEN
 from lab.layers import Layer, Mixing, rms_norm
 from lab.positions import CROSS, Positions
 from lab.seen import Rule, among_inputs
@@ -128,8 +130,8 @@ def extend(
     """Reads `counts_B` more inputs of each row, behind those that there are, in a cache that is larger by U of them.
 
     Where a structure keeps replies (structure.keeps_replies) the targets that were decoded have become inputs; elsewhere
-    they are forgotten, and belong in front of the new inputs. Raises ValueError for bidirectional inputs, of turns where a
-    row's inputs are no whole number of them (`forget` the last), and for more positions than the model has rows for.
+    they are forgotten, and belong in front of the new inputs. Raises ValueError for bidirectional inputs, where the inputs of
+    a row are no whole number of turns (`forget` the rest), and for more positions than the model has rows for.
     """
     rule = among_inputs(model.structure, model.options)
     if not rule.causal:
@@ -149,9 +151,7 @@ def extend(
 
 
 @partial(jax.jit, static_argnames=("model", "room"))
-def _extend(
-    model: Transformer, params: Params, cache: Cache, tokens_BU: Array, counts_B: Array, *, room: int
-) -> Cache:
+def _extend(model: Transformer, params: Params, cache: Cache, tokens_BU: Array, counts_B: Array, *, room: int) -> Cache:
     structure, B, U = model.structure, *tokens_BU.shape
     lengths_B, kept = cache.lengths_B, cache.inputs
     if structure.keeps_replies(model.options.positions):
@@ -201,7 +201,10 @@ def decode(
     place_BT = cache.lengths_B[:, None] + place_T[None]
     positions = place_BT if model.options.positions == "continue" else place_T
     inputs_C = np.arange(cache.inputs)
-    inputs_B1C, rule = inputs_C[None, None] < cache.lengths_B[:, None, None], Rule(causal=True, window=model.options.window)
+    inputs_B1C, rule = (
+        inputs_C[None, None] < cache.lengths_B[:, None, None],
+        Rule(causal=True, window=model.options.window),
+    )
     if merged:  # inputs and targets without a gap: all up to itself
         slots_BT, at, keys_at = place_BT, place_BT, np.arange(cache.inputs + cache.room)
     else:
@@ -359,7 +362,8 @@ def _attend(
         scores_BKGTS = product("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
         if added is not None:
             scores_BKGTS += added.reshape(len(added), K, N // K, T, -1)
-        return jnp.where(seen[:, None, None], scores_BKGTS, -jnp.inf)
+        # Finite: what only fills a row up may see nothing, and must not become NaN.
+        return jnp.where(seen[:, None, None], scores_BKGTS, UNSEEN)
 
     scores = [scored(k_BKSH, seen, added) for k_BKSH, _, seen, added in parts]
     top_BKGT1 = jnp.max(jnp.concatenate(scores, axis=-1), axis=-1, keepdims=True)
@@ -377,7 +381,7 @@ def _weigh(*parts: tuple[Array, Array, Bool[Any, "B T S"]]) -> Float[Array, "B T
     """The values of all parts (weights [N, T, S] or [B, N, T, S], v_BKSH, which of them are seen), weighed as they are."""
     total: Any = 0.0
     for weights, v_BKSH, seen in parts:
-        (N, T, S), (B, K, _, H) = weights.shape[-3:], v_BKSH.shape
+        (N, T, S), (B, K) = weights.shape[-3:], v_BKSH.shape[:2]
         weights_BKGTS = jnp.where(seen[:, None], weights, 0.0).reshape(-1, K, N // K, T, S)
         weights_BKGTS = jnp.broadcast_to(weights_BKGTS, (B, *weights_BKGTS.shape[1:])).astype(v_BKSH.dtype)
         total += jnp.einsum("BKGTS,BKSH->BTKGH", weights_BKGTS, v_BKSH, preferred_element_type=jnp.float32)

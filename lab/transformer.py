@@ -76,7 +76,12 @@ class Transformer:
         own_softmax = stack != "input" and self.structure.cross in ("separate", "tied")
         cross = self.structure.cross if own_softmax else "none"
         return Layer(
-            self.shape, self.options, cross=cross, depth=self.depth(stack), attention=self.attention, draw=draw,
+            self.shape,
+            self.options,
+            cross=cross,
+            depth=self.depth(stack),
+            attention=self.attention,
+            draw=draw,
             places=self.places,
         )
 
@@ -160,9 +165,9 @@ class Transformer:
         at_S, at_T = np.arange(S), self._of_targets(S, T)
         if self.options.encoding in ABSOLUTE and form.name == "pairs":
             pads_B1 = jnp.sum(inputs_BS == self.pad, axis=1, keepdims=True)
-            return jnp.maximum(at_S - pads_B1, 0), at_T - pads_B1
+            return jnp.maximum(at_S[None] - pads_B1, 0), at_T[None] - pads_B1
         if self.options.encoding in ABSOLUTE and form.name == "causal_lm":
-            return at_S, at_T - jax.lax.cummax(jnp.where(targets_BT == self.sep, at_T, 0), axis=1)
+            return at_S, at_T[None] - jax.lax.cummax(jnp.where(targets_BT == self.sep, at_T[None], 0), axis=1)
         return at_S, at_T
 
     def _of_targets(self, S: int, T: int) -> np.ndarray:
@@ -296,7 +301,9 @@ class Transformer:
             )
             if not score_inputs:
                 y_BTD = self._at_the_end(
-                    lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, segments, relative_NR, merged=merged),
+                    lambda layers, z: _last_joint_layer(
+                        layers[0], z, positions_n, S, segments, relative_NR, merged=merged
+                    ),
                     z_BnD,
                     stacks,
                 )
