@@ -110,9 +110,9 @@ def fused(
         return blocked(q_BTNH, k_BSKH, v_BSKH, rule, segments, relative_NR, first)
     if rule.causal and T < S:
         q_BTNH = jnp.concatenate([jnp.zeros((B, S - T, N, H), q_BTNH.dtype), q_BTNH], axis=1)
-    window = {} if rule.window is None else {"local_window_size": (rule.window - 1, 0)}
+    window = None if rule.window is None else (rule.window - 1, 0)  # of keys behind a query, itself not counted
     out_BTNH = jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, is_causal=rule.causal, implementation="cudnn", **window
+        q_BTNH, k_BSKH, v_BSKH, is_causal=rule.causal, implementation="cudnn", local_window_size=window
     )
     return out_BTNH[:, -T:]
 

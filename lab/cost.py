@@ -289,9 +289,10 @@ def conversation(
 
     A bidirectional input is encoded again at each turn, since every earlier token may now see the new ones; a causal
     one is only extended, and so is one that is bidirectional within turns (options.turn): all its whole turns are kept, and what
-    begins a turn that was not full is read again. Keys that a window has left behind are kept, and are in the bytes. A reply was made in the target stream: only where that stream's layers do just what the
-    input stream's do (joint, merged, positions that go on) do its keys and values remain; else it is encoded as input in
-    the next turn. A reply's t tokens are the t that the target stream is fed with, SEP first: its last one ends it, and no
+    begins a turn that was not full is read again. Keys that a window has left behind are kept, and are in the bytes.
+    A reply was made in the target stream: only where that stream's layers do just what the input stream's do (joint, merged,
+    positions that go on) do its keys and values remain; else it is encoded as input in the next turn. A reply's t tokens are
+    the t that the target stream is fed with, SEP first: its last one ends it, and no
     later turn reads it. `textbook` charges every input layer whole, `exact` and `dense` what lab.serving executes, by
     the pairs that are attended or that are computed where arrays have the very lengths of the turn. The cache holds what
     the next token or the next turn needs.

@@ -1,7 +1,8 @@
 """Norm, projections, MLP, and the layer that every structure is built from.
 
 Letters: B batch, S keys or input length, T queries or target length, D model width, F feed-forward, N query heads,
-K key-value heads, G = N/K queries per key, H head width, A places that a mixing matrix has, R relative distances. A tensor's name ends in its shape.
+K key-value heads, G = N/K queries per key, H head width, A places that a mixing matrix has, R relative distances. A tensor's
+name ends in its shape.
 
 Parameters are float32 and are cast to the dtype of the activations where they are used; norms, rotations and softmax
 are computed in float32.

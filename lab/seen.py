@@ -88,10 +88,10 @@ def check(structure: Structure, options: "Options", objective: Objective, splits
         require(structure.inputs == "bidirectional", "options.turn", options.turn,
                 "turns are within bidirectional inputs: use structure.inputs = 'bidirectional', or null")  # fmt: skip
         require(name != "pairs", "options.turn", options.turn,
-                "pairs are padded before their sources, which would move the turns' ends: use null, or another objective")  # fmt: skip
+                "pairs are padded before their sources, which would move the turns' ends: use null")  # fmt: skip
     if options.window is not None:
         require(name != "causal_lm", "options.window", options.window,
-                "objective.attended counts whole documents of a packed row: use null, or objective lm with loss='all'")  # fmt: skip
+                "objective.attended counts whole documents of a packed row: use null, or objective lm")  # fmt: skip
     if options.positions == "restart":
         require(encoding in ("rope", "learned", "sinusoidal"), "options.positions", options.positions,
                 f"encoding {encoding!r} knows no positions that could start again, distances go on from inputs into targets: "
@@ -111,10 +111,10 @@ def _check_mixing(structure: Structure, options: "Options", objective: Objective
             f"structure {structure.name} has tokens of one stream read another's: a matrix mixes one sequence. Use decoder_only, "
             "prefix_lm or encoder_only, or mixing='attention'")  # fmt: skip
     require(name in ("lm", "masked_lm"), "options.mixing", options.mixing,
-            f"{name} has rows of several lengths, documents or padding in a row, and a matrix has one entry for a pair of places "
-            "whatever is there: use objective lm or masked_lm, or mixing='attention'")  # fmt: skip
+            f"{name} has rows of several lengths, documents or padding in a row, and a matrix has one entry for a pair of "
+            "places whatever is there: use objective lm or masked_lm, or mixing='attention'")  # fmt: skip
     require(options.encoding not in ("rope", "alibi", "t5"), "options.encoding", options.encoding,
-            "mixing='dense' has no queries and keys: its matrices know the positions; use 'none', 'learned' or 'sinusoidal'")  # fmt: skip
+            "mixing='dense' has no queries and keys, its matrices know positions: use 'none', 'learned', 'sinusoidal'")  # fmt: skip
     require(
         not options.qk_norm, "options.qk_norm", options.qk_norm, "mixing='dense' has no queries and keys: use false"
     )

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from lab.attention import UNSEEN
@@ -78,7 +79,7 @@ def bucket(length: int) -> int:
 
 
 def prefill(
-    model: Transformer, params: Params, tokens_BC: Int[Array, "B C"], lengths_B: Int[Array, "B"], *, room: int
+    model: Transformer, params: Params, tokens_BC: Int[Any, "B C"], lengths_B: Int[Any, "B"], *, room: int
 ) -> Cache:
     """Reads the inputs; `room` targets can then be decoded. Raises ValueError for more positions than the model has rows for."""
     if model.structure.encoder_only:
@@ -106,7 +107,7 @@ def _prefill(model: Transformer, params: Params, tokens_BC: Array, lengths_B: Ar
 def _check_places(model: Transformer, lengths_B: Any, room: int) -> None:
     """Nothing is checked of lengths that a program makes."""
     options = model.options
-    if (options.encoding != "learned" and options.mixing != "dense") or isinstance(lengths_B, jax.core.Tracer):
+    if (options.encoding != "learned" and options.mixing != "dense") or isinstance(lengths_B, Tracer):
         return
     inputs = int(np.max(lengths_B))
     needed = inputs + room if options.positions == "continue" else max(inputs, room)
@@ -122,8 +123,8 @@ def extend(
     model: Transformer,
     params: Params,
     cache: Cache,
-    tokens_BU: Int[Array, "B U"],
-    counts_B: Int[Array, "B"],
+    tokens_BU: Int[Any, "B U"],
+    counts_B: Int[Any, "B"],
     *,
     room: int,
 ) -> Cache:
@@ -138,12 +139,12 @@ def extend(
         raise ValueError(
             "structure.inputs = 'bidirectional': earlier inputs see later ones; use prefill on all of them"
         )
-    if not isinstance(cache.lengths_B, jax.core.Tracer):
+    if not isinstance(cache.lengths_B, Tracer):
         before_B = np.asarray(cache.lengths_B)
         if np.any(before_B % rule.turn):
             raise ValueError(
-                f"options.turn = {rule.turn}: rows have {before_B.tolist()} inputs, and the last of a turn that is not full would "
-                "see the new ones; use forget, and give what is forgotten again, or prefill on all of them"
+                f"options.turn = {rule.turn}: rows have {before_B.tolist()} inputs, and the last of a turn that is not full "
+                "would see the new ones; use forget, and give what is forgotten again, or prefill on all of them"
             )
         stay = np.asarray(cache.fed) if model.structure.keeps_replies(model.options.positions) else 0
         _check_places(model, before_B + stay + np.asarray(counts_B), room)

@@ -116,7 +116,8 @@ def test_fused_fills_queries_up_from_the_left(T, monkeypatch):
     """cuDNN aligns its causal rule top-left; on its shapes and dtype it is called, here by a stand-in of its rule."""
     called = []
 
-    def top_left(q, k, v, *, is_causal, implementation):
+    def top_left(q, k, v, *, is_causal, implementation, local_window_size):
+        assert local_window_size is None
         called.append((q.shape, implementation))
         assert is_causal and q.shape[1] == k.shape[1]
         return attend(q, k, v, causal=True)

@@ -79,9 +79,10 @@ def definition(run, params, inputs, targets):
             run.structure, params, inputs, () if run.structure.encoder_only else targets, **seeing
         )
         return both[: len(inputs)], both[len(inputs) :]
-    if run.structure.encoder_only:
-        params, targets = {**params, "shared": params["input"]}, np.zeros(0, int)
-    return reference.two_streams(run.structure, params, inputs, targets, restart=o.positions == "restart",
+    structure = run.structure
+    if structure.encoder_only:  # the inputs of any structure of one stack
+        structure, params, targets = STRUCTURES["prefix_lm"], {**params, "shared": params["input"]}, np.zeros(0, int)
+    return reference.two_streams(structure, params, inputs, targets, restart=o.positions == "restart",
                                  encoding=o.encoding, **seeing)  # fmt: skip
 
 
@@ -274,7 +275,7 @@ def test_the_execution_changes_no_number(name, option):
         jax.jit(functools.partial(loss_and_gradient, program(run, e)))(params, batch)
         for e in (
             replace(UNROLLED, attention="reference"),
-            replace(UNROLLED, scan=True, unroll=2, remat=True, microbatches=2),
+            replace(UNROLLED, scan=True, unroll=2, remat=True),
         )
     )
     for path, a in jax.tree_util.tree_leaves_with_path(plain):
@@ -347,7 +348,7 @@ def test_packed_documents_are_as_if_alone(encoding):
         ("encoder_decoder", vars(MIXED), {}, r"structure encoder_decoder has tokens of one stream read another's"),
         ("shared_stacks", vars(MIXED), {}, "a matrix mixes one sequence"),
         ("decoder_only", vars(MIXED), dict(objective=PADDED), "pairs has rows of several lengths"),
-        ("decoder_only", vars(MIXED) | dict(encoding="rope"), {}, "has no queries and keys: its matrices know the positions"),
+        ("decoder_only", vars(MIXED) | dict(encoding="rope"), {}, "has no queries and keys: its matrices know positions"),
         ("decoder_only", vars(MIXED) | dict(qk_norm=True), {}, r"options\.qk_norm = True: mixing='dense' has no queries"),
         ("decoder_only", vars(MIXED), dict(evaluation=Evaluation(examples=16, splits=(4,))), "was trained with 6 inputs"),
     ],
