@@ -114,7 +114,7 @@ def _check_mixing(structure: Structure, options: "Options", objective: Objective
             f"{name} has rows of several lengths, documents or padding in a row, and a matrix has one entry for a pair of "
             "places whatever is there: use objective lm or masked_lm, or mixing='attention'")  # fmt: skip
     require(options.encoding not in ("rope", "alibi", "t5"), "options.encoding", options.encoding,
-            "mixing='dense' has no queries and keys, its matrices know positions: use 'none', 'learned', 'sinusoidal'")  # fmt: skip
+            "mixing='dense' has no queries and keys, its matrices know positions: use 'none' or 'learned'")  # fmt: skip
     require(
         not options.qk_norm, "options.qk_norm", options.qk_norm, "mixing='dense' has no queries and keys: use false"
     )

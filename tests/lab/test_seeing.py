@@ -348,7 +348,7 @@ def test_packed_documents_are_as_if_alone(encoding):
         ("encoder_decoder", vars(MIXED), {}, r"structure encoder_decoder has tokens of one stream read another's"),
         ("shared_stacks", vars(MIXED), {}, "a matrix mixes one sequence"),
         ("decoder_only", vars(MIXED), dict(objective=PADDED), "pairs has rows of several lengths"),
-        ("decoder_only", vars(MIXED) | dict(encoding="rope"), {}, "has no queries and keys: its matrices know positions"),
+        ("decoder_only", vars(MIXED) | dict(encoding="rope"), {}, "has no queries and keys, its matrices know positions"),
         ("decoder_only", vars(MIXED) | dict(qk_norm=True), {}, r"options\.qk_norm = True: mixing='dense' has no queries"),
         ("decoder_only", vars(MIXED), dict(evaluation=Evaluation(examples=16, splits=(4,))), "was trained with 6 inputs"),
     ],
