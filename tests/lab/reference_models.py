@@ -84,8 +84,13 @@ def added(encoding, table_NR, at_q, at_k, heads, bidirectional):
 
 def may_see(at_q, at_k, turn=None, window=None):
     """Pair by pair. turn: None where all see all, 1 where keys ahead are unseen."""
-    return np.array([[(turn is None or j // turn <= i // turn) and (window is None or abs(i - j) < window) for j in at_k]
-                     for i in at_q])  # fmt: skip
+    return np.array(
+        [
+            [(turn is None or j // turn <= i // turn) and (window is None or abs(i - j) < window) for j in at_k]
+            for i in at_q
+        ],
+        bool,
+    ).reshape(len(at_q), len(at_k))
 
 
 def softmax_attention(q, k, v, seen, bias=None):
