@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ import reference_models as reference
 from lab import cost, seen
 from lab.attention import ROWS, attend, mix
 from lab.forms import forms
-from lab.objectives import Batch, pairs
+from lab.objectives import Batch, build, pairs
 from lab.positions import alibi, sinusoidal, slopes, t5
 from lab.program import loss_and_gradient, program, shapes, token_losses
 from lab.seen import Rule, band
@@ -290,6 +291,30 @@ def test_idle_entries_of_a_matrix_are_counted(loss):
     assert counted.mixing == SHAPE.L * SHAPE.N * 11**2 and counted.unused == idle
     without = 6 * (counted.body - counted.mixing) * run.objective.length
     assert 3 * cost.forward(run.structure, run.shape, run.options, run.objective, run.V)["6nd"] == without
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("L", [2, 12])
+def test_learned_mixing_trains_at_any_depth(L):
+    """Targets repeat the inputs place by place, which is what a matrix can say: no loss is left."""
+    shape = Shape(D=32, F=64, N=4, K=4, H=8, L=L, L_input=L)
+    run = make_run(shape=shape, options=replace(MIXED, encoding="learned"), objective=Objective(S=16, T=16), batch=32)
+    p = program(run, replace(UNROLLED, scan=True))
+    params = p.model.init(0)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3, b2=0.95))
+
+    @jax.jit
+    def step(params, state, batch):
+        loss, gradient = loss_and_gradient(p, params, batch)
+        update, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, update), state, loss
+
+    state, rng, loss = optimizer.init(params), np.random.default_rng(0), np.inf
+    for _ in range(200):
+        half = rng.integers(0, 16, (32, 16)).astype(np.int32)
+        batch = build(p.forms[0], np.concatenate([half, half], axis=1), BYTES, seed=0, first=0)
+        params, state, loss = step(params, state, batch)
+    assert loss < 0.1  # of log 16 = 2.8
 
 
 # ---- padding and documents -----------------------------------------------------------------------------------------------
