@@ -1,6 +1,6 @@
 """Which of the last years' modifications survive? A decoder-only model with each of them alone, at matched compute.
 
-command    lab tune options --rules sweeps/rules/options.json && lab run options && lab report options
+command    lab tune zoo --rules sweeps/rules/zoo.json && lab run options && lab report options
 cost       small: COST
 expected   docs/studies/options.md
 
@@ -68,5 +68,5 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         window=chosen["window"],
         batch=chosen["batch"],
         seeds=chosen["seeds"],
-        learning_rate="tuned:options" if preset == "small" else "lab",
+        learning_rate="tuned:zoo" if preset == "small" else "lab",
     )

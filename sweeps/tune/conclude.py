@@ -25,7 +25,7 @@ from sweeps.tune.rules import (
     Source,
     setup,
 )
-from sweeps.tune.transfer import Columns, OneRule, Point, PowerLaw, Scatter
+from sweeps.tune.transfer import Columns, Laws, Point, PowerLaw, Scatter
 from sweeps.tune.trials import Trial, Trials
 from sweeps.tune.tuning import Cell
 
@@ -57,9 +57,7 @@ class Tuned:
     noise: TrialNoise
     optima: Mapping[At, Optimum]
     sizes: Mapping[At, Size]
-    laws: Mapping[str, PowerLaw]
-    scatter: Scatter
-    one: OneRule
+    laws: Laws
     held_out: Mapping[str, HeldOut]
     coordinates: Mapping[str, tuple[Coordinate, ...]]
     excess: Mapping[tuple[str, str, Cell], float]
@@ -132,10 +130,12 @@ def conclude(trials: Trials, outcomes: Outcomes) -> Tuned:
     sizes = {at: Size.of(run, run.V) for at in best for run in [trials.of(*at)[0].row.run]}
     points = {arm: [Point(size=sizes[arm, c], rate=best[arm, c].rate) for c in tuning.fitted] for arm in tuning.arms}
     columns = transfer.determined(list(points.values()))
-    laws = {arm: transfer.fit(of_arm, columns) for arm, of_arm in points.items()}
-    scatter = transfer.pooled_scatter(list(laws.values()))
-    one = transfer.one_rule(points, columns)
-    rates = {**{arm: law.rate for arm, law in laws.items()}, ALL: one.law.rate, DEFAULT: LEARNING_RATES[DEFAULT].rate}
+    laws = transfer.laws_of(points, columns)
+    rates = {
+        **{arm: law.rate for arm, law in laws.of.items()},
+        ALL: laws.one.rate,
+        DEFAULT: LEARNING_RATES[DEFAULT].rate,
+    }
     held = tuning.held_out
     return Tuned(
         trials=trials,
@@ -144,9 +144,7 @@ def conclude(trials: Trials, outcomes: Outcomes) -> Tuned:
         optima=best,
         sizes=sizes,
         laws=laws,
-        scatter=scatter,
-        one=one,
-        held_out={arm: _held_out(laws[arm], scatter, best[arm, held], sizes[arm, held]) for arm in laws}
+        held_out={arm: _held_out(law, laws.scatter, best[arm, held], sizes[arm, held]) for arm, law in laws.of.items()}
         if held
         else {},
         coordinates={arm: _coordinates(trials, outcomes, arm) for arm in tuning.arms},
@@ -214,7 +212,7 @@ def rules_of(tuned: Tuned, source: Source) -> Rules:
 
 
 def _rule(tuned: Tuned, arm: str) -> Rule:
-    law, scatter, tuning = tuned.laws[arm], tuned.scatter, tuned.trials.tuning
+    law, scatter, tuning = tuned.laws.of[arm], tuned.laws.scatter, tuned.trials.tuning
     known = scatter.dof > 0
     half_k = scatter.t * scatter.sd * np.sqrt(np.diag(law.unscaled_kk)) if known else None
     intervals: dict[str, tuple[float, float] | None] = dict.fromkeys(("size", "tokens"))
@@ -225,6 +223,7 @@ def _rule(tuned: Tuned, arm: str) -> Rule:
     return Rule(
         setup=setup(tuned.trials.of(arm, tuning.fitted[0])[0].row.run),
         form=FORMS[law.columns],
+        exponents="shared" if tuned.laws.shared else "own",
         c=law.c,
         a=law.exponent("size"),
         b=law.exponent("tokens"),

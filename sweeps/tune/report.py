@@ -34,7 +34,7 @@ def write(tuned: Tuned, source: Source, directory: Path) -> Rules:
     _csv(directory / OPTIMA, ("arm", "budget", "D", "held_out", "body_flops_per_token", "tokens", "rate", "low", "high", "loss",
                               "curvature", "cliff", "rule"),
          ((arm, c.budget, c.D, c.held_out, c.size, c.tokens, c.rate, c.low, c.high, c.loss, c.curvature, c.cliff,
-           tuned.laws[arm].rate(tuned.sizes[arm, cell]))
+           tuned.laws.of[arm].rate(tuned.sizes[arm, cell]))
           for arm, rule in rules.rules.items()
           for c, cell in zip(rule.cells, tuned.trials.tuning.cells, strict=True)))  # fmt: skip
     _csv(directory / REGRET, ("rule", "arm", "budget", "rung", "held_out", "regret"),
@@ -69,9 +69,15 @@ def markdown(tuned: Tuned, rules: Rules) -> str:
 
 def _rules(tuned: Tuned, rules: Rules) -> Table:
     form = next(iter(rules.rules.values())).form
-    one = tuned.one
-    alike = "" if math.isnan(one.p) else (f" One rule for all arms: {_law(one.law.c, rules, tuned)}; F = {one.F:.2f}, "
-                                          f"p = {one.p:.2g} against a rule for each.")  # fmt: skip
+    laws, scatter = tuned.laws, tuned.laws.scatter
+    differ, rules_differ = laws.exponents_differ, laws.rules_differ
+    alike = ""
+    if not math.isnan(differ.p):
+        alike += (f" Exponents are {'shared by all arms' if laws.shared else 'each arm its own'}: that they differ has "
+                  f"F = {differ.F:.2f}, p = {differ.p:.2g}.")  # fmt: skip
+    if not math.isnan(rules_differ.p):
+        alike += (f" One rule for all arms: {_law(laws.one.c, rules, tuned)}; that arms differ from it has "
+                  f"F = {rules_differ.F:.2f}, p = {rules_differ.p:.2g}.")  # fmt: skip
     return Table(
         title=f"Rules: rate = {form}",
         heads=("arm", "rule", "at the centre", "a", "b", "trials", "diverged", "FLOPs", "hours"),
@@ -90,14 +96,14 @@ def _rules(tuned: Tuned, rules: Rules) -> Table:
             for arm, rule in rules.rules.items()
         ),
         note=f"Size is body forward FLOPs per token of text. Best rates scatter about their rules by "
-        f"{_number(tuned.scatter.sd, '.2g')} in log rate ({tuned.scatter.dof} degrees of freedom, all arms).{alike} Tuning cost "
+        f"{_number(scatter.sd, '.2g')} in log rate ({scatter.dof} degrees of freedom, all arms).{alike} Tuning cost "
         f"{sum(r.flops for r in rules.rules.values()):.3g} FLOPs and {sum(r.hours for r in rules.rules.values()):.3g} hours of "
         "training in all.",
     )
 
 
 def _law(c: float, rules: Rules, tuned: Tuned) -> str:
-    powers = zip(tuned.one.law.columns, tuned.one.law.exponents, strict=True)
+    powers = zip(tuned.laws.one.columns, tuned.laws.one.exponents, strict=True)
     return f"{c:.3g}" + "".join(f" {name}^{power:.3f}" for name, power in powers)
 
 

@@ -96,6 +96,7 @@ class Rule:
 
     setup: Mapping[str, Scalar]
     form: Form
+    exponents: Literal["shared", "own"]  # the same for all arms, or this arm's
     c: float
     a: float
     b: float

@@ -8,7 +8,7 @@ Letters: i cells, k coefficients (the log rate at the centre of the cells, then 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -113,6 +113,31 @@ def fit(points: Sequence[Point], columns: Columns) -> PowerLaw:
     )
 
 
+def fit_together(arms: Mapping[str, Sequence[Point]], columns: Columns) -> dict[str, PowerLaw]:
+    """A constant for each arm and the same exponents for all. About each arm's own centre the two are independent, so that
+    an arm's covariance is that of its mean beside that of the exponents, which all arms' cells determine."""
+    own = {arm: fit(points, ()) for arm, points in arms.items()}
+    x_ik = np.concatenate([
+        np.log([[measure(point.size, name) / own[arm].centre[name] for name in columns] for point in points])
+        for arm, points in arms.items()
+    ]).reshape(-1, len(columns))  # fmt: skip
+    y_i = np.concatenate(
+        [[math.log(point.rate) - own[arm].log_rate for point in points] for arm, points in arms.items()]
+    )
+    inverse_kk = np.linalg.pinv(x_ik.T @ x_ik)
+    exponents = inverse_kk @ x_ik.T @ y_i
+    residual_i, laws, first = y_i - x_ik @ exponents, {}, 0
+    for arm, points in arms.items():
+        unscaled_kk = np.zeros((1 + len(columns),) * 2)
+        unscaled_kk[0, 0], unscaled_kk[1:, 1:] = 1 / len(points), inverse_kk
+        rss = float((residual_i[first : first + len(points)] ** 2).sum())
+        first += len(points)
+        laws[arm] = replace(
+            own[arm], columns=columns, exponents=tuple(map(float, exponents)), unscaled_kk=unscaled_kk, rss=rss
+        )
+    return laws
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
     """Standard deviation of the optima about their rules, in log rate, pooled over arms: of few cells an arm, each arm's own
@@ -126,27 +151,59 @@ class Scatter:
         return float(stats.t.ppf((1 + LEVEL) / 2, self.dof)) if self.dof else math.nan
 
 
-def pooled_scatter(laws: Sequence[PowerLaw]) -> Scatter:
-    dof = sum(law.dof for law in laws)
+def pooled_scatter(laws: Sequence[PowerLaw], shared: int = 0) -> Scatter:
+    """shared: coefficients that all of them have in common, which their own degrees of freedom do not count."""
+    dof = sum(law.dof for law in laws) - shared
     return Scatter(sd=math.sqrt(sum(law.rss for law in laws) / dof) if dof else math.nan, dof=dof)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneRule:
-    """Whether one rule would do for all arms: an F test of it against a rule for each. p is NaN where there is one arm, or
-    no degree of freedom."""
+class Nested:
+    """An F test of fewer coefficients against more. p is NaN where there is nothing to tell, or no degree of freedom."""
 
-    law: PowerLaw
     F: float
     p: float
 
+    @classmethod
+    def of(cls, few: tuple[float, int], many: tuple[float, int]) -> "Nested":
+        """From (squared residuals, degrees of freedom) of each."""
+        (rss_few, dof_few), (rss, dof) = few, many
+        more = dof_few - dof
+        if not (more and dof and rss > 0):
+            return cls(F=math.nan, p=math.nan)
+        F = max(rss_few - rss, 0.0) / more / (rss / dof)
+        return cls(F=F, p=float(stats.f.sf(F, more, dof)))
 
-def one_rule(arms: Mapping[str, Sequence[Point]], columns: Columns) -> OneRule:
-    law = fit([point for points in arms.values() for point in points], columns)
-    own = [fit(points, columns) for points in arms.values()]
-    rss, dof = sum(one.rss for one in own), sum(one.dof for one in own)
-    more = (len(columns) + 1) * (len(arms) - 1)
-    if not (more and dof and rss > 0):
-        return OneRule(law=law, F=math.nan, p=math.nan)
-    F = max(law.rss - rss, 0.0) / more / (rss / dof)
-    return OneRule(law=law, F=F, p=float(stats.f.sf(F, more, dof)))
+
+@dataclass(frozen=True, kw_only=True)
+class Laws:
+    """A rule for each arm. Their exponents are the same unless an F test at 5% says that they differ: exponents of few cells
+    an arm are worth little at other sizes. one: a single rule for all arms, and the test of it against these."""
+
+    of: Mapping[str, PowerLaw]
+    scatter: Scatter
+    shared: bool
+    exponents_differ: Nested
+    one: PowerLaw
+    rules_differ: Nested
+
+
+def laws_of(arms: Mapping[str, Sequence[Point]], columns: Columns) -> Laws:
+    own = {arm: fit(points, columns) for arm, points in arms.items()}
+    together = fit_together(arms, columns)
+    one = fit([point for points in arms.values() for point in points], columns)
+
+    def left(laws: Mapping[str, PowerLaw], shared: int = 0) -> tuple[float, int]:
+        return sum(law.rss for law in laws.values()), sum(law.dof for law in laws.values()) - shared
+
+    differ = Nested.of(left(together, len(columns)), left(own))
+    shared = not differ.p < 1 - LEVEL
+    chosen, count = (together, len(columns)) if shared else (own, 0)
+    return Laws(
+        of=chosen,
+        scatter=pooled_scatter(list(chosen.values()), count),
+        shared=shared,
+        exponents_differ=differ,
+        one=one,
+        rules_differ=Nested.of((one.rss, one.dof), left(chosen, count)),
+    )

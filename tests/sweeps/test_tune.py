@@ -111,7 +111,7 @@ def test_the_rule_of_every_arm_is_found_from_as_many_trials(mine, tmp_path):
     found, train = tuned(load(str(mine)), tmp_path / "out")
     assert set(found.trials.per_arm().values()) == {7 * 5 * 2 + 2 * sum(_moves(found).values())}
     for arm, (c, a, b) in LAWS.items():
-        law = found.laws[arm]
+        law = found.laws.of[arm]
         assert law.columns == ("size", "tokens")
         assert (law.exponent("size"), law.exponent("tokens")) == (
             pytest.approx(a, abs=0.02),
@@ -124,7 +124,7 @@ def test_the_rule_of_every_arm_is_found_from_as_many_trials(mine, tmp_path):
         assert held.excess is not None and abs(held.log_off) < 0.03 and held.excess < 1e-3
         assert found.hours(arm) == pytest.approx(found.trials.per_arm()[arm] / 100)
         assert found.flops(arm) == sum(t.row.planned["exact"] for t in found.trials.trials if t.arm == arm)
-    assert found.one.p < 1e-6, "the arms' laws differ"
+    assert found.laws.exponents_differ.p < 1e-6, "the arms' laws differ"
     assert found.noise.sd == pytest.approx(NOISE, rel=0.4), "what seeds shift alike is no noise of a best rate"
     assert len(train.asked) == 1 + len({move for move in _moves(found).values() if move})
 
@@ -192,7 +192,7 @@ def test_trials_that_diverge_count_as_infinitely_bad(mine, tmp_path):
 def test_regret_is_the_loss_at_anothers_rate(mine, tmp_path):
     """On true parabolas it is the curvature times the squared log ratio of the rates."""
     found, _ = tuned(load(str(mine)), tmp_path / "out")
-    rates = {**{name: law.rate for name, law in found.laws.items()}, DEFAULT: LEARNING_RATES[DEFAULT].rate}
+    rates = {**{name: law.rate for name, law in found.laws.of.items()}, DEFAULT: LEARNING_RATES[DEFAULT].rate}
     checked = 0
     for (name, arm, cell), excess in found.excess.items():
         c, a, b = LAWS[arm]
@@ -264,7 +264,7 @@ def test_a_tuning_that_is_wrong_says_where(mine, change, message):
 
 
 def test_every_shipped_tuning_plans_alike_for_every_arm_and_shares_no_name_with_a_study():
-    assert not set(shipped()) & set(shipped(TUNINGS)) and set(shipped(TUNINGS)) == {"ladder", "learning_rate"}
+    assert not set(shipped()) & set(shipped(TUNINGS)) and set(shipped(TUNINGS)) == {"ladder", "learning_rate", "zoo"}
     for name in shipped(TUNINGS):
         tuning = load(name)
         trials = grid_trials(tuning, tuning.grids)

@@ -171,18 +171,37 @@ def test_intervals_of_a_rule_cover_and_pool_the_scatter_over_arms():
     assert 0.93 < np.mean(inside) < 0.97 and math.sqrt(np.mean(seen)) == pytest.approx(0.2, rel=0.03)
 
 
-def test_one_rule_for_all_is_tested_against_nested_models():
-    """The F test of least squares on indicators, made here."""
+def test_nested_rules_are_least_squares_on_indicators():
+    """A constant for each arm, exponents for all: fitted and tested as made here by one design matrix each."""
     arms = {"a": law_points(3.0, -0.4, 0.1, 0.1, 1), "b": law_points(5.0, -0.4, 0.1, 0.1, 2)}
-    found = transfer.one_rule(arms, ("size", "tokens"))
+    found = transfer.laws_of(arms, ("size", "tokens"))
     points = [p for of_arm in arms.values() for p in of_arm]
     y = np.log([p.rate for p in points])
     X = np.array([[1, math.log(p.size.body_flops), math.log(p.size.tokens)] for p in points])
-    own = np.hstack([X * (np.arange(16) < 8)[:, None], X * (np.arange(16) >= 8)[:, None]])
-    rss = [float(((y - M @ np.linalg.lstsq(M, y, rcond=None)[0]) ** 2).sum()) for M in (X, own)]
-    F = (rss[0] - rss[1]) / 3 / (rss[1] / 10)
-    assert pytest.approx(F) == found.F and found.p == pytest.approx(stats.f.sf(F, 3, 10))
-    assert math.isnan(transfer.one_rule({"a": arms["a"]}, ("size", "tokens")).p)
+    a = (np.arange(16) < 8)[:, None]
+    together, own = np.hstack([a, ~a, X[:, 1:]]), np.hstack([X * a, X * ~a])
+    beta, rss = zip(*(np.linalg.lstsq(M, y, rcond=None)[:2] for M in (X, together, own)), strict=True)
+    one, few, many = (float(value[0]) for value in rss)
+    for nested, F, dofs in (
+        (found.exponents_differ, (few - many) / 2 / (many / 10), (2, 10)),
+        (found.rules_differ, (one - few) / 1 / (few / 12), (1, 12)),
+    ):
+        assert pytest.approx(F) == nested.F and nested.p == pytest.approx(stats.f.sf(F, *dofs))
+    assert found.shared and found.scatter.dof == 12 and found.scatter.sd == pytest.approx(math.sqrt(few / 12))
+    assert [found.of["a"].c, found.of["b"].c] == pytest.approx(np.exp(beta[1][:2]))
+    assert found.of["a"].exponents == found.of["b"].exponents == pytest.approx(beta[1][2:])
+    covariance = found.scatter.sd**2 * np.linalg.inv(together.T.astype(float) @ together)
+    far = Size(body_flops=2e5, body_parameters=1, tokens=1e7)
+    x = np.array([1, 0, math.log(2e5), math.log(1e7)])
+    assert found.of["a"].log_sd(far, found.scatter.sd) == pytest.approx(math.sqrt(x @ covariance @ x))
+    alone = transfer.laws_of({"a": arms["a"]}, ("size", "tokens"))
+    assert math.isnan(alone.exponents_differ.p) and math.isnan(alone.rules_differ.p)
+
+
+def test_exponents_are_an_arms_own_where_they_differ():
+    arms = {"a": law_points(3.0, -0.4, 0.1, 0.02, 1), "b": law_points(3.0, -0.1, 0.1, 0.02, 2)}
+    found = transfer.laws_of(arms, ("size", "tokens"))
+    assert not found.shared and found.of["b"].exponents == transfer.fit(arms["b"], ("size", "tokens")).exponents
 
 
 def test_the_default_rule_is_that_of_the_committed_points():

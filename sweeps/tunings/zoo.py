@@ -1,6 +1,6 @@
 """Every modification of the study `options`, tuned alike.
 
-command    lab tune options --rules sweeps/rules/options.json
+command    lab tune zoo --rules sweeps/rules/zoo.json
 cost       COST
 expected   one exponent in size for each arm; the study says what one rule for all would have cost
 """
@@ -17,7 +17,7 @@ PRESETS = ("small",)
 def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
     data = data or corpus("python")
     return Tuning(
-        name="options",
+        name="zoo",
         arms={name: arm("decoder_only", data, S=64, T=64, options=options) for name, options in ZOO.items()},
         budgets=(1e10, 4e10),
         sizes=ladder(8, 16, depth=2),
