@@ -40,7 +40,9 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         arms={
             "encoder_decoder": arm("encoder_decoder", data, **settings),
             "decoder_only": arm("decoder_only", data, **settings),
-            "dense_mixing": arm("decoder_only", data, options=Options(mixing="dense", qk_norm=False, encoding="none"), **settings),
+            "dense_mixing": arm(
+                "decoder_only", data, options=Options(mixing="dense", qk_norm=False, encoding="none"), **settings
+            ),
         },
         baseline="decoder_only",
         budgets=chosen["budgets"],

@@ -21,6 +21,10 @@ from test_transformer import perturbed
 V, SEP = 24, 20
 GROUPED = Shape(D=12, F=20, N=4, K=2, H=6, L=3, L_input=3)
 RESTART = Options(positions="restart")
+OTHERS = (
+    Options(mlp="gelu", norm_place="post", block="parallel", embedding_width=5),
+    Options(norm_place="sandwich", share_layers=True, tied_embeddings=False, embedding_width=4),
+)
 
 
 def model_of(structure, shape=TINY, options=None, **parts):
@@ -55,12 +59,18 @@ def counted_programs(monkeypatch):
 
 
 # Replies stay in decoder-only models alone, and not where positions restart.
-TALKS = [*((structure, Options()) for structure in ALL_TWO_STREAM), (STRUCTURES["decoder_only"], RESTART)]
+TALKS = [
+    *((structure, Options()) for structure in ALL_TWO_STREAM),
+    (STRUCTURES["decoder_only"], RESTART),
+    *((structure, options) for options in OTHERS for structure in ALL_TWO_STREAM),
+]
+TALKED = [
+    pytest.param(structure, options, marks=pytest.mark.slow if options in OTHERS and index % 7 else ())
+    for index, (structure, options) in enumerate(TALKS)
+]
 
 
-@pytest.mark.parametrize(
-    ("structure", "options"), TALKS, ids=lambda v: v.positions if isinstance(v, Options) else v.name
-)
+@pytest.mark.parametrize(("structure", "options"), TALKED, ids=lambda v: str(v) if isinstance(v, Options) else v.name)
 def test_flops_and_bytes_of_a_conversation_are_those_of_its_programs(structure, options, monkeypatch):
     """Every program that a conversation calls is walked, and answers with zeros: none is compiled."""
     walked = counted_programs(monkeypatch)

@@ -14,6 +14,7 @@ from sweeps.ladder import shape
 
 V = 260
 PLAIN = Execution(steps_per_dispatch=2, scan=False)
+OTHER = dict(mlp="geglu", norm="layer", norm_place="sandwich", share_layers=True)
 CASES = {
     "unrolled": ("decoder_only", dict(L=2), dict()),
     "loss on all, reference attention": ("decoder_only", dict(L=2, loss="all"), dict(attention="reference")),
@@ -24,6 +25,7 @@ CASES = {
     "learned mixing": pytest.param(
         "prefix_lm", dict(mixing="dense", encoding="none", qk_norm=False), dict(), marks=pytest.mark.slow
     ),
+    "encoder-decoder, scan, other options": ("encoder_decoder", dict(S=96, T=32, **OTHER), dict(scan=True)),
     "encoder only, scan": ("encoder_only", dict(name="masked_lm", S=128, T=16), dict(scan=True)),
 }
 
