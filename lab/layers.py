@@ -138,10 +138,15 @@ def _to_heads(x_BTD: Array, w_DNH: Array) -> Array:
     return matmul(x_BTD, w_DNH.reshape(D, N * H)).reshape(*x_BTD.shape[:2], N, H)
 
 
+def _times(x: Array, multiplier: float) -> Array:
+    """Of a parametrization (lab.parametrization); 1 leaves no trace in the program."""
+    return x if multiplier == 1.0 else x * multiplier
+
+
 class Attention(nnx.Module):
     """One set of projections, with its own QK-norm. What attends to what is the transformer's business."""
 
-    def __init__(self, shape: Shape, options: Options, *, gain: float, draw: Draw):
+    def __init__(self, shape: Shape, options: Options, *, gain: float, branch: float, draw: Draw):
         D, N, K, H = shape.D, shape.N, shape.K, shape.H
         self.q_DNH = _matrix(draw, (D, N, H), D)
         self.k_DKH = _matrix(draw, (D, K, H), D)
@@ -149,12 +154,13 @@ class Attention(nnx.Module):
         self.o_NHD = _matrix(draw, (N, H, D), N * H, gain)
         self.q_norm_H = _ones(H) if options.qk_norm else None
         self.k_norm_H = _ones(H) if options.qk_norm else None
+        self.branch, self.score = branch, options.parametrization.attention(H)
 
     def queries(self, x_BTD: Array, positions: Positions) -> Array:
         q_BTNH = _to_heads(x_BTD, self.q_DNH[...])
         if self.q_norm_H is not None:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H[...])
-        return rotate(q_BTNH, positions)
+        return _times(rotate(q_BTNH, positions), self.score)
 
     def keys_values(self, x_BSD: Array, positions: Positions) -> tuple[Array, Array]:
         k_BSKH, v_BSKH = _to_heads(x_BSD, self.k_DKH[...]), _to_heads(x_BSD, self.v_DKH[...])
@@ -164,7 +170,8 @@ class Attention(nnx.Module):
 
     def out(self, mixed_BTNH: Array) -> Array:
         o_NHD = self.o_NHD[...]
-        return matmul(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1), o_NHD.reshape(-1, o_NHD.shape[-1]))
+        out_BTD = matmul(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1), o_NHD.reshape(-1, o_NHD.shape[-1]))
+        return _times(out_BTD, self.branch)
 
 
 @jax.custom_vjp
@@ -220,12 +227,14 @@ class Layer(nnx.Module):
     def __init__(self, shape: Shape, options: Options, *, cross: str, depth: int, attention: str, draw: Draw):
         # Residual branches start smaller the more there are (GPT-2).
         branches = 2 if cross == "none" else 3
-        gain = (branches * depth) ** -0.5
+        gain = (branches * options.parametrization.branch_depth(depth)) ** -0.5
+        self.branch = 1 / options.parametrization.depth(depth)
         self.attention = attention
         self.attn_norm_D = _ones(shape.D)
-        self.attn = Attention(shape, options, gain=gain, draw=draw)
+        self.attn = Attention(shape, options, gain=gain, branch=self.branch, draw=draw)
         self.cross_norm_D = _ones(shape.D) if cross != "none" else None
-        self.cross = Attention(shape, options, gain=gain, draw=draw) if cross == "separate" else None
+        own = cross == "separate"
+        self.cross = Attention(shape, options, gain=gain, branch=self.branch, draw=draw) if own else None
         self.mlp_norm_D = _ones(shape.D)
         self.mlp = MLPS[options.mlp](shape, gain=gain, draw=draw)
 
@@ -238,7 +247,7 @@ class Layer(nnx.Module):
         return rms_norm(x_BTD, self.attn_norm_D[...])
 
     def feed_forward(self, x_BTD: Array) -> Array:
-        return x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm_D[...]))
+        return x_BTD + _times(self.mlp(rms_norm(x_BTD, self.mlp_norm_D[...])), self.branch)
 
     def read(
         self,

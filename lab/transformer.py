@@ -83,10 +83,11 @@ class Transformer:
     def _tree(self, draw: Callable[[str], Draw], stack: Callable[[Callable[[int], Params], int], Params]) -> Params:
         """The parameters; `draw(part)` makes the numbers of a part, `stack(layer, depth)` stacks layers of a depth."""
         D, V = self.shape.D, self.V
+        deviation = self.options.parametrization.table_width(D) ** -0.5
 
         def table(part: str) -> Array:
             # Unit-variance rows at the input (scaled by sqrt(D) there) and unit-variance logits at a tied head.
-            return draw(part)((V, D), D**-0.5)
+            return draw(part)((V, D), deviation)
 
         params: Params = {"embedding_VD": table("embedding")}
         if not self.options.tied_embeddings:
@@ -127,11 +128,14 @@ class Transformer:
 
     def _embed(self, params: Params, table: str, tokens: Array) -> Array:
         rows = whole(params.get(table, params["embedding_VD"]))[tokens]
-        return by_batch((rows * self.shape.D**0.5).astype(DTYPES[self.precision]))
+        scale = self.options.parametrization.table_width(self.shape.D) ** 0.5
+        return by_batch((rows * scale).astype(DTYPES[self.precision]))
 
     def head(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits."""
         table_VD = params.get("head_VD", params["embedding_VD"])
+        if (wider := self.options.parametrization.width(self.shape.D)) != 1:
+            hidden = hidden / wider
         return jnp.einsum("...D,VD->...V", hidden, table_VD.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def __call__(

@@ -151,7 +151,7 @@ def test_files_that_are_no_runs_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"torn\.json: not a JSON file"):
         read_run(tmp_path / "torn.json")
     (tmp_path / "old.json").write_text(json.dumps({**to_json(make_run()), "schema": 0}))
-    with pytest.raises(ValueError, match=r"old\.json: schema = 0: this version reads 2"):
+    with pytest.raises(ValueError, match=r"old\.json: schema = 0: this version reads 3"):
         read_run(tmp_path / "old.json")
 
 
