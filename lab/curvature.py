@@ -39,7 +39,7 @@ def hutchinson(total: Total, params: Params, batch: Batch, scored: Any, key: Arr
     def product(part: Batch, _: Array) -> Params:
         def along(params: Params) -> Array:
             gradient = jax.grad(total)(params, part, None)
-            return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(u), strict=True))  # pyright: ignore
+            return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, u)), jnp.zeros(()))
 
         return jax.grad(along)(params)
 

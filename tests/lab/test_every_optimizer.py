@@ -227,7 +227,8 @@ def test_it_trains_and_goes_on_where_it_stopped(name, tmp_path):
     checkpoints.save(20, middle, {})
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, run_id="r")
-    again = checkpoints.latest_state(abstract)
+    # Not placed by anyone, as what it is compared with: else it would be compiled for anew.
+    again = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), checkpoints.latest_state(abstract))
     checkpoints.close()
     (end, last), (resumed, _) = trained(middle, 20), trained(again, 20)
     assert jax.tree.structure(end) == jax.tree.structure(resumed)
@@ -239,7 +240,7 @@ def test_it_trains_and_goes_on_where_it_stopped(name, tmp_path):
     hyper = hyperparameters(replace(settings, weight_decay=0.5, clip=0.1), steps=99, seed=5)
     rate = np.float32(0.3 * rate)
     trained(end, 1)
-    assert update._cache_size() <= 2  # and one more for arrays that a checkpoint placed
+    assert update._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,0 +1,170 @@
+"""muP and CompleteP: their tables, and coordinate checks that they hold over the structures and that the standard one does not."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lab.data.tokenizers import TOKENIZERS
+from lab.execution import Execution
+from lab.forms import forms
+from lab.objectives import build
+from lab.optimizers import hyperparameters, scales
+from lab.parametrization import Parametrization
+from lab.program import initial_optimizer, program, train_step
+from lab.spec import Optimizer, Options, Shape, from_json, to_json
+from runs import make_run
+
+STEPS, RATE = 4, 2e-2
+BASE = dict(base_D=16, base_H=8)
+
+
+def run_of(structure, how, D=16, L=2, optimizer="adamw"):
+    """Heads grow in width, too: N = 2 throughout."""
+    return make_run(
+        structure,
+        shape=Shape(D=D, F=2 * D, N=2, K=2, H=D // 2, L=L, L_input=L),
+        options=Options(parametrization=how, qk_norm=False),
+        batch=16,
+        optimizer=Optimizer(name=optimizer, learning_rate=RATE, weight_decay=0.0, clip=1e9),
+    )
+
+
+def coordinates(structure, how, **size) -> dict[str, float]:
+    """Root mean square, in the mean over positions and three seeds, of how far what the head reads and its logits have moved after
+    a few steps, and of the logits themselves."""
+    run = run_of(structure, how, **size)
+    p = program(run, Execution(steps_per_dispatch=1, scan=True, attention="reference"))
+    text = np.random.default_rng(0).integers(97, 113, (run.batch, run.objective.length)).astype(np.int32)
+    batch = build(forms(run.objective)[0], text, TOKENIZERS["bytes"], seed=0, first=0)
+    hyper = hyperparameters(run.optimizer, steps=STEPS, seed=0)
+
+    @jax.jit
+    @jax.vmap
+    def moved(params):
+        def body(state, _):
+            return train_step(p, state, batch, hyper, jnp.float32(RATE))[0], None
+
+        end, _ = jax.lax.scan(body, {"params": params, "optimizer": initial_optimizer(p, params)}, length=STEPS)
+
+        def read(params):
+            hidden = p.model.hidden(params, p.forms[0], jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
+            return hidden, p.model.head(params, hidden)
+
+        (hidden, logits), (hidden_after, logits_after) = read(params), read(end["params"])
+        return [jnp.sqrt(jnp.mean(jnp.square(x))) for x in (hidden_after - hidden, logits_after - logits, logits_after)]
+
+    seeds = [jax.tree.map(jnp.asarray, p.model.init(seed)) for seed in range(3)]
+    values = moved(jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds))
+    return dict(zip(("hidden", "logits moved", "logits"), (float(v.mean()) for v in values), strict=True))
+
+
+@pytest.mark.parametrize("structure", ["decoder_only", "encoder_decoder"])
+def test_with_mup_steps_are_as_large_at_any_width(structure):
+    """Tensor Programs V, figure 5: from width 16 to 256 the standard parametrization's logits run away; muP's do not grow."""
+    mup, standard = Parametrization(name="mup", **BASE), Parametrization()
+    small = coordinates(structure, standard)
+    large, scaled = coordinates(structure, standard, D=256), coordinates(structure, mup, D=256)
+    assert coordinates(structure, mup) == small  # at the base they are one
+    assert large["logits moved"] > 3.5 * small["logits moved"]
+    for name in ("hidden", "logits moved"):
+        assert 0.4 < scaled[name] / small[name] < 1.5, (name, small, scaled)
+
+
+@pytest.mark.parametrize("structure", ["prefix_lm", "encoder_decoder"])
+def test_with_completep_steps_are_as_large_at_any_depth(structure):
+    """From 2 layers to 16 steps of the standard parametrization move the output further; CompleteP's move it as far."""
+    completep, standard = Parametrization(name="completep", **BASE, base_L=2), Parametrization()
+    small = coordinates(structure, standard)
+    large, scaled = coordinates(structure, standard, L=16), coordinates(structure, completep, L=16)
+    assert coordinates(structure, completep) == small
+    print(structure, small, large, scaled)
+    for name in ("hidden", "logits moved"):
+        assert abs(math.log(scaled[name] / small[name])) < 0.5 * abs(math.log(large[name] / small[name]))
+        assert 0.7 < scaled[name] / small[name] < 1.3
+
+
+@functools.cache
+def model(how, D=64, L=6, structure="encoder_decoder"):
+    return program(run_of(structure, how, D=D, L=L), Execution(steps_per_dispatch=1, scan=False)).model
+
+
+def test_groups_have_the_published_multipliers():
+    """CompleteP's table 1 at alpha = 1, with m = 4 and l = 3; muP's is that of width alone, and leaves decay and eps."""
+    completep, mup = Parametrization(name="completep", **BASE, base_L=2), Parametrization(name="mup", **BASE)
+    groups = {
+        ("target", "layers", "attn", "q_DNH"): (1 / 4, 4, 1 / 12),
+        ("target", "layers", "mlp", "down_FD"): (1 / 4, 4, 1 / 12),
+        ("input", "layers", "attn_norm_D"): (1, 1, 1 / 12),
+        ("target", "norm_D"): (1, 1, 1 / 4),
+        ("embedding_VD",): (1, 1, 1 / 4),
+    }
+    for how, rest in ((completep, slice(0, 3)), (mup, slice(0, 1))):
+        m = model(how)
+        found = scales(m.options, m.shape, m.abstract())
+        assert found is not None
+        for path, expected in groups.items():
+            leaves = []
+            for tree in found:
+                for name in path:
+                    tree = tree[name]
+                leaves.append(tree)
+            assert leaves == pytest.approx([*expected[rest], *(1, 1, 1)[rest.stop :]])
+    assert scales(Options(), m.shape, m.abstract()) is None
+
+
+def test_initial_sizes_are_the_published_ones():
+    """Tables' rows as the base's, matrices by fan-in, the last of a branch smaller by the base's number of branches."""
+    params = model(Parametrization(name="completep", **BASE, base_L=2)).init(0)
+    assert params["embedding_VD"].std() == pytest.approx(16**-0.5, rel=0.03)
+    layers = params["input"]["layers"]
+    assert layers["attn"]["q_DNH"].std() == pytest.approx(64**-0.5, rel=0.03)
+    assert layers["attn"]["o_NHD"].std() == pytest.approx((64 * 2 * 2) ** -0.5, rel=0.03)
+    standard = model(Parametrization()).init(0)["input"]["layers"]
+    assert standard["attn"]["o_NHD"].std() == pytest.approx((64 * 2 * 6) ** -0.5, rel=0.03)
+
+
+def test_eps_and_decay_reach_their_groups():
+    """A step of one group is Adam's with its own rate, decay and eps, in float64."""
+    run = run_of("decoder_only", Parametrization(name="completep", **BASE, base_L=1), D=32)
+    p = program(run, Execution(steps_per_dispatch=1, scan=False))
+    settings = Optimizer(learning_rate=0.1, eps=0.5, weight_decay=0.3, clip=1e9)
+    hyper = hyperparameters(settings, steps=1, seed=0)
+    from lab.optimizers import OPTIMIZERS
+
+    params = p.model.init(0)
+    gradient = jax.tree.map(lambda x: np.random.default_rng(1).normal(size=x.shape).astype(np.float32), params)
+    optimizer = OPTIMIZERS["adamw"](hyper, 0.1, scales(p.model.options, p.model.shape, params))
+    move, _ = optimizer.update(gradient, optimizer.init(params), params)
+    path = lambda tree: tree["shared"]["layers"]["mlp"]["up_DF"]  # noqa: E731
+    g, w = np.float64(path(gradient)), np.float64(path(params))
+    # m = 2, l = 2; the first step of Adam is g / (|g| + eps).
+    expected = -0.1 / 2 * (g / (np.abs(g) + 0.5 / 4) + 0.3 * 2 * w)
+    np.testing.assert_allclose(path(move), expected, rtol=1e-5)
+    g = np.float64(gradient["embedding_VD"])
+    np.testing.assert_allclose(move["embedding_VD"], -0.1 * g / (np.abs(g) + 0.5 / 2), rtol=1e-5)
+
+
+def test_runs_say_what_they_are_relative_to():
+    run = run_of("decoder_only", Parametrization(name="mup", **BASE))
+    assert from_json(to_json(run)) == run
+    assert run.run_id != run_of("decoder_only", Parametrization()).run_id
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Parametrization(name="muP"), r"parametrization\.name = 'muP': use one of standard, mup, completep"),
+        (lambda: Parametrization(name="mup", base_D=8), r"base_H = None: mup is relative to a base model: give its H"),
+        (lambda: Parametrization(name="mup", **BASE, base_L=2), r"base_L = 2: mup does not depend on it: use null"),
+        (lambda: Parametrization(base_D=8), "standard does not depend on it"),
+        (lambda: Parametrization(name="completep", base_D=0, base_H=8, base_L=1), "at least 1"),
+        (lambda: run_of("decoder_only", Parametrization(name="mup", **BASE), optimizer="muon"), "muon's should scale is not known"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
