@@ -1,7 +1,6 @@
-"""muP and CompleteP: their tables, and coordinate checks that they hold over the structures and that the standard one does not."""
+"""muP and CompleteP: their tables, and coordinate checks that their steps keep their size where the standard one's do not."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +11,17 @@ from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
 from lab.forms import forms
 from lab.objectives import build
-from lab.optimizers import hyperparameters, scales
+from lab.optimizers import OPTIMIZERS, hyperparameters, scales
 from lab.parametrization import Parametrization
 from lab.program import initial_optimizer, program, train_step
 from lab.spec import Optimizer, Options, Shape, from_json, to_json
 from runs import make_run
 
-STEPS, RATE = 4, 2e-2
+STEPS, RATE = 4, 3e-3
 BASE = dict(base_D=16, base_H=8)
 
 
-def run_of(structure, how, D=16, L=2, optimizer="adamw"):
+def run_of(structure, how, D=16, L=1, optimizer="adamw"):
     """Heads grow in width, too: N = 2 throughout."""
     return make_run(
         structure,
@@ -33,58 +32,52 @@ def run_of(structure, how, D=16, L=2, optimizer="adamw"):
     )
 
 
-def coordinates(structure, how, **size) -> dict[str, float]:
-    """Root mean square, in the mean over positions and three seeds, of how far what the head reads and its logits have moved after
-    a few steps, and of the logits themselves."""
+@functools.cache
+def moved(structure, how, **size) -> np.ndarray:
+    """How far what the head reads, and its logits, have moved after a few steps: root mean squares, means over two seeds."""
     run = run_of(structure, how, **size)
-    p = program(run, Execution(steps_per_dispatch=1, scan=True, attention="reference"))
+    p = program(run, Execution(steps_per_dispatch=1, scan=run.shape.L > 1, attention="reference"))
     text = np.random.default_rng(0).integers(97, 113, (run.batch, run.objective.length)).astype(np.int32)
     batch = build(forms(run.objective)[0], text, TOKENIZERS["bytes"], seed=0, first=0)
     hyper = hyperparameters(run.optimizer, steps=STEPS, seed=0)
 
     @jax.jit
-    @jax.vmap
-    def moved(params):
-        def body(state, _):
-            return train_step(p, state, batch, hyper, jnp.float32(RATE))[0], None
-
-        end, _ = jax.lax.scan(body, {"params": params, "optimizer": initial_optimizer(p, params)}, length=STEPS)
+    def distances(params):
+        start = {"params": params, "optimizer": initial_optimizer(p, params)}
+        end = jax.lax.fori_loop(0, STEPS, lambda _, s: train_step(p, s, batch, hyper, jnp.float32(RATE))[0], start)
 
         def read(params):
             hidden = p.model.hidden(params, p.forms[0], jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
             return hidden, p.model.head(params, hidden)
 
-        (hidden, logits), (hidden_after, logits_after) = read(params), read(end["params"])
-        return [jnp.sqrt(jnp.mean(jnp.square(x))) for x in (hidden_after - hidden, logits_after - logits, logits_after)]
+        before, after = read(params), read(end["params"])
+        return jnp.stack([jnp.sqrt(jnp.mean(jnp.square(b - a))) for a, b in zip(before, after, strict=True)])
 
-    seeds = [jax.tree.map(jnp.asarray, p.model.init(seed)) for seed in range(3)]
-    values = moved(jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds))
-    return dict(zip(("hidden", "logits moved", "logits"), (float(v.mean()) for v in values), strict=True))
+    return np.mean([distances(jax.tree.map(jnp.asarray, p.model.init(seed))) for seed in range(2)], axis=0)
 
 
-@pytest.mark.parametrize("structure", ["decoder_only", "encoder_decoder"])
+@pytest.mark.parametrize("structure", ["decoder_only", pytest.param("encoder_decoder", marks=pytest.mark.slow)])
 def test_with_mup_steps_are_as_large_at_any_width(structure):
-    """Tensor Programs V, figure 5: from width 16 to 256 the standard parametrization's logits run away; muP's do not grow."""
+    """Tensor Programs V, figure 5: from width 16 to 128 the standard parametrization's steps grow; muP's do not. Of the logits'
+    movement that part falls, as the root of the width, which comes through initial rows of the head."""
     mup, standard = Parametrization(name="mup", **BASE), Parametrization()
-    small = coordinates(structure, standard)
-    large, scaled = coordinates(structure, standard, D=256), coordinates(structure, mup, D=256)
-    assert coordinates(structure, mup) == small  # at the base they are one
-    assert large["logits moved"] > 3.5 * small["logits moved"]
-    for name in ("hidden", "logits moved"):
-        assert 0.4 < scaled[name] / small[name] < 1.5, (name, small, scaled)
+    small = moved(structure, standard)
+    grown, scaled = moved(structure, standard, D=128) / small, moved(structure, mup, D=128) / small
+    assert np.all(grown > 2.5) and 0.7 < scaled[0] < 1.3 and 0.35 < scaled[1] < 1.3, (grown, scaled)
 
 
-@pytest.mark.parametrize("structure", ["prefix_lm", "encoder_decoder"])
+@pytest.mark.parametrize("structure", ["prefix_lm", pytest.param("encoder_decoder", marks=pytest.mark.slow)])
 def test_with_completep_steps_are_as_large_at_any_depth(structure):
-    """From 2 layers to 16 steps of the standard parametrization move the output further; CompleteP's move it as far."""
+    """From 2 layers to 16 steps of the standard parametrization move the output further; CompleteP's as far as at 2."""
     completep, standard = Parametrization(name="completep", **BASE, base_L=2), Parametrization()
-    small = coordinates(structure, standard)
-    large, scaled = coordinates(structure, standard, L=16), coordinates(structure, completep, L=16)
-    assert coordinates(structure, completep) == small
-    print(structure, small, large, scaled)
-    for name in ("hidden", "logits moved"):
-        assert abs(math.log(scaled[name] / small[name])) < 0.5 * abs(math.log(large[name] / small[name]))
-        assert 0.7 < scaled[name] / small[name] < 1.3
+    small = moved(structure, standard, L=2)
+    grown, scaled = moved(structure, standard, L=16) / small, moved(structure, completep, L=16) / small
+    assert np.all(grown > 1.7) and np.all(np.abs(np.log(scaled)) < 0.3), (grown, scaled)
+
+
+def test_at_the_base_all_are_the_standard_one():
+    standard = moved("decoder_only", Parametrization())
+    assert np.array_equal(moved("decoder_only", Parametrization(name="completep", **BASE, base_L=1)), standard)
 
 
 @functools.cache
@@ -129,12 +122,10 @@ def test_initial_sizes_are_the_published_ones():
 
 def test_eps_and_decay_reach_their_groups():
     """A step of one group is Adam's with its own rate, decay and eps, in float64."""
-    run = run_of("decoder_only", Parametrization(name="completep", **BASE, base_L=1), D=32)
+    run = run_of("decoder_only", Parametrization(name="completep", **BASE, base_L=1), D=32, L=2)
     p = program(run, Execution(steps_per_dispatch=1, scan=False))
     settings = Optimizer(learning_rate=0.1, eps=0.5, weight_decay=0.3, clip=1e9)
     hyper = hyperparameters(settings, steps=1, seed=0)
-    from lab.optimizers import OPTIMIZERS
-
     params = p.model.init(0)
     gradient = jax.tree.map(lambda x: np.random.default_rng(1).normal(size=x.shape).astype(np.float32), params)
     optimizer = OPTIMIZERS["adamw"](hyper, 0.1, scales(p.model.options, p.model.shape, params))
@@ -162,7 +153,7 @@ def test_runs_say_what_they_are_relative_to():
         (lambda: Parametrization(name="mup", **BASE, base_L=2), r"base_L = 2: mup does not depend on it: use null"),
         (lambda: Parametrization(base_D=8), "standard does not depend on it"),
         (lambda: Parametrization(name="completep", base_D=0, base_H=8, base_L=1), "at least 1"),
-        (lambda: run_of("decoder_only", Parametrization(name="mup", **BASE), optimizer="muon"), "muon's should scale is not known"),
+        (lambda: run_of("decoder_only", Parametrization(name="mup", **BASE), optimizer="muon"), "should scale is not known"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(make, message):
