@@ -14,7 +14,7 @@ from lab.optimizers.scales import Scales
 class FactoredState(NamedTuple):
     """Of a matrix the means over its columns and its rows, of all else every square."""
 
-    count: Array
+    taken: Array
     squares: Any
 
 
@@ -56,10 +56,10 @@ def _factored(hyper: Hyperparameters) -> optax.GradientTransformation:
         u = u / jnp.maximum(1.0, _rms(u, (1, 2)) / hyper["clip_update"])
         return u.reshape(g.shape), {"by_row": row, "by_column": column}
 
-    def update(gradient: Any, state: FactoredState, params: Any = None) -> tuple[Any, FactoredState]:
-        count = state.count + 1
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count = state.taken + 1
         beta = 1 - count.astype(jnp.float32) ** -hyper["decay_exponent"]
-        leaves, tree = jax.tree_util.tree_flatten_with_path(gradient)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
         squares = tree.flatten_up_to(state.squares)
         made = [one(path, g, s, beta) for (path, g), s in zip(leaves, squares, strict=True)]
         return tree.unflatten([u for u, _ in made]), FactoredState(count, tree.unflatten([s for _, s in made]))

@@ -32,18 +32,18 @@ def cautious_adamw(hyper: Hyperparameters, rate: Rate, scales: Scales | None = N
     """Liang et al. 2024 (arXiv 2411.16085), algorithm 2: entries whose sign is not the gradient's are left out, and the others of
     the same matrix or vector made larger by their share."""
 
-    def cautious(gradient: Any, direction: Any) -> Any:
+    def cautious(updates: Any, direction: Any) -> Any:
         def one(path: tuple[Any, ...], g: Array, u: Array) -> Array:
             agrees = (u * g > 0).astype(u.dtype)
             return u * agrees / jnp.maximum(of_each(jnp.mean, agrees, path), hyper["least_share"])
 
-        return jax.tree_util.tree_map_with_path(one, gradient, direction)
+        return jax.tree_util.tree_map_with_path(one, updates, direction)
 
     inner = adam(hyper)
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        direction, state = inner.update(gradient, state, params)
-        return cautious(gradient, direction), state
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        direction, state = inner.update(updates, state, params)
+        return cautious(updates, direction), state
 
     return descend(hyper, rate, optax.GradientTransformation(inner.init, update), scales)
 
@@ -68,10 +68,10 @@ def ademamix(hyper: Hyperparameters, rate: Rate, scales: Scales | None = None) -
     (appendix A.1)."""
     beta1, beta3, alpha = hyper["beta1"], hyper["beta3"], hyper["alpha"]
 
-    def share(count: Array) -> Array:
+    def share(count: Any) -> Array:
         return jnp.minimum((count + 1) / (hyper["slow_warmup"] * hyper["steps"]), 1.0)
 
-    def slow_beta(count: Array) -> Array:
+    def slow_beta(count: Any) -> Any:
         low, high, at = jnp.log(jnp.maximum(beta1, 1e-8)), jnp.log(beta3), share(count)
         return jnp.minimum(jnp.exp(low * high / ((1 - at) * high + at * low)), beta3)
 

@@ -45,9 +45,9 @@ def _orthogonal_momentum(hyper: Hyperparameters) -> optax.GradientTransformation
         size = hyper["rms"] * max(ahead.shape[1:]) ** 0.5
         return (size * orthogonalized(ahead, hyper["iterations"], hyper["eps"])).reshape(g.shape)
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        state = jax.tree.map(lambda g, m: hyper["beta1"] * m + (1 - hyper["beta1"]) * g, gradient, state)
-        return jax.tree_util.tree_map_with_path(one, gradient, state), state
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        state = jax.tree.map(lambda g, m: hyper["beta1"] * m + (1 - hyper["beta1"]) * g, updates, state)
+        return jax.tree_util.tree_map_with_path(one, updates, state), state
 
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 

@@ -10,10 +10,10 @@ from lab.optimizers.scales import Scales
 
 
 class ProdigyState(NamedTuple):
-    """count: steps taken. ratio: the estimated distance to the solution, over d0. numerator: of that estimate. mu, nu: Adam's
+    """taken: steps. ratio: the estimated distance to the solution, over d0. numerator: of that estimate. mu, nu: Adam's
     moments of d times the gradient. sums: of weighted gradients. start: the first parameters."""
 
-    count: Array
+    taken: Array
     ratio: Array
     numerator: Array
     mu: Any
@@ -33,19 +33,19 @@ def prodigy(hyper: Hyperparameters, rate: Rate, scales: Scales | None = None) ->
         one = jnp.ones((), jnp.float32)
         return ProdigyState(jnp.zeros((), jnp.int32), one, 0 * one, mu, nu, sums, jax.tree.map(jnp.array, params))
 
-    def update(gradient: Any, state: ProdigyState, params: Any = None) -> tuple[Any, ProdigyState]:
-        count = state.count + 1
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count = state.taken + 1
         t = count.astype(jnp.float32)
         d = d0 * state.ratio
         step = d * rate * jnp.sqrt(1 - beta2**t) / (1 - beta1**t)
-        along = jax.tree.map(lambda g, p0, p: jnp.sum(g * (p0 - p)), gradient, state.start, params)
+        along = jax.tree.map(lambda g, p0, p: jnp.sum(g * (p0 - p)), updates, state.start, params)
         numerator = beta3 * state.numerator + state.ratio * step * sum(jax.tree.leaves(along))
-        sums = jax.tree.map(lambda s, g: beta3 * s + state.ratio * step * g, state.sums, gradient)
+        sums = jax.tree.map(lambda s, g: beta3 * s + state.ratio * step * g, state.sums, updates)
         denominator = sum(jax.tree.leaves(jax.tree.map(lambda s: jnp.sum(jnp.abs(s)), sums)))
         estimate = jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1.0), 0.0)
         ratio = jnp.maximum(state.ratio, hyper["d_coefficient"] * estimate / d0)
-        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * d * g, state.mu, gradient)
-        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(d * g), state.nu, gradient)
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * d * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(d * g), state.nu, updates)
 
         def move(m: Array, v: Array, p: Array, decayed: bool) -> Array:
             decay = hyper["weight_decay"] * p if decayed else 0.0

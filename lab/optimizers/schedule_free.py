@@ -10,10 +10,10 @@ from lab.optimizers.scales import Scales
 
 
 class ScheduleFreeState(NamedTuple):
-    """count: steps taken. weight: of the average so far. highest: learning rate. nu: the second moment. z: where plain steps are
+    """taken: steps. weight: of the average so far. highest: learning rate. nu: the second moment. z: where plain steps are
     taken. The parameters are y, where gradients are taken: beta1 of the way from z to the average x."""
 
-    count: Array
+    taken: Array
     weight: Array
     highest: Array
     nu: Any
@@ -33,19 +33,19 @@ def schedule_free_adamw(
         return ScheduleFreeState(jnp.zeros((), jnp.int32), zero, zero, jax.tree.map(jnp.zeros_like, params),
                                  jax.tree.map(jnp.array, params))  # fmt: skip
 
-    def update(gradient: Any, state: ScheduleFreeState, params: Any = None) -> tuple[Any, ScheduleFreeState]:
-        count = state.count + 1
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count = state.taken + 1
         highest = jnp.maximum(state.highest, rate)
         weight = highest ** hyper["weight_power"]
         total = state.weight + weight
         share = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
-        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(g), state.nu, gradient)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(g), state.nu, updates)
         correction = 1 - beta2 ** count.astype(jnp.float32)
 
         def direction(g: Array, v: Array, y: Array, decayed: bool) -> Array:
             return g / (jnp.sqrt(v / correction) + hyper["eps"]) + (hyper["weight_decay"] * y if decayed else 0.0)
 
-        u = jax.tree.map(direction, gradient, nu, params, decay_mask(params))
+        u = jax.tree.map(direction, updates, nu, params, decay_mask(params))
         move = jax.tree.map(lambda u, y, z: share * (z - y) - rate * (1 - beta1 * (1 - share)) * u, u, params, state.z)
         z = jax.tree.map(lambda u, z: z - rate * u, u, state.z)
         return move, ScheduleFreeState(count, total, highest, nu, z)

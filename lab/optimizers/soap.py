@@ -12,10 +12,10 @@ from lab.optimizers.scales import Scales
 
 
 class SoapState(NamedTuple):
-    """count: steps taken. mu: the gradient's moment. nu: the second moment in the eigenbasis. Of each parameter's matrices
+    """taken: steps. mu: the gradient's moment. nu: the second moment in the eigenbasis. Of each parameter's matrices
     (M of them, r by c) `sides` has the gradients' moments by rows and columns, and `bases` their eigenvectors, in columns."""
 
-    count: Array
+    taken: Array
     mu: Any
     nu: Any
     sides: Any
@@ -52,14 +52,14 @@ def _soap(hyper: Hyperparameters) -> optax.GradientTransformation:
         return SoapState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params), mapped(squares, params),
                          mapped(squares, params))  # fmt: skip
 
-    def update(gradient: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
-        leaves, tree = jax.tree_util.tree_flatten_with_path(gradient)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
         parts = [tree.flatten_up_to(part) for part in state[1:]]
         made = [
-            _step(hyper, state.count, axes(path).view, g, *of) for (path, g), *of in zip(leaves, *parts, strict=True)
+            _step(hyper, state.taken, axes(path).view, g, *of) for (path, g), *of in zip(leaves, *parts, strict=True)
         ]
         update, *moved = (tree.unflatten([part[i] for part in made]) for i in range(5))
-        return update, SoapState(state.count + 1, *moved)
+        return update, SoapState(state.taken + 1, *moved)
 
     return optax.GradientTransformation(init, update)
 

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +10,9 @@ from lab.optimizers.scales import Scales
 
 
 class SophiaState(NamedTuple):
-    """count: steps taken. mu: the gradient's moment. nu: that of the Hessian's diagonal."""
+    """taken: steps. mu: the gradient's moment. nu: that of the Hessian's diagonal."""
 
-    count: Array
+    taken: Array
     mu: Any
     nu: Any
 
@@ -28,20 +27,18 @@ def sophia(hyper: Hyperparameters, rate: Rate, scales: Scales | None = None) -> 
     def init(params: Any) -> SophiaState:
         return SophiaState(jnp.zeros((), jnp.int32), *(jax.tree.map(jnp.zeros_like, params) for _ in range(2)))
 
-    def update(
-        gradient: Any, state: SophiaState, params: Any = None, *, curvature: Callable[[Array], Any], **_: Any
-    ) -> tuple[Any, SophiaState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         def refreshed() -> Any:
-            key = jax.random.fold_in(jax.random.key(jnp.int32(hyper["seed"])), state.count)
-            return jax.tree.map(lambda h, new: beta2 * h + (1 - beta2) * new, state.nu, curvature(key))
+            key = jax.random.fold_in(jax.random.key(jnp.int32(hyper["seed"])), state.taken)
+            return jax.tree.map(lambda h, new: beta2 * h + (1 - beta2) * new, state.nu, extra["curvature"](key))
 
-        due = state.count % jnp.int32(jnp.maximum(hyper["interval"], 1)) == 0
+        due = state.taken % jnp.int32(jnp.maximum(hyper["interval"], 1)) == 0
         nu = jax.lax.cond(due, refreshed, lambda: state.nu)
-        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, gradient)
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, updates)
 
         def direction(m: Array, h: Array) -> Array:
             return jnp.clip(m / jnp.maximum(hyper["gamma"] * h, hyper["eps"]), -1.0, 1.0)
 
-        return jax.tree.map(direction, mu, nu), SophiaState(state.count + 1, mu, nu)
+        return jax.tree.map(direction, mu, nu), SophiaState(state.taken + 1, mu, nu)
 
     return descend(hyper, rate, optax.GradientTransformationExtraArgs(init, update))
