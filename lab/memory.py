@@ -96,13 +96,19 @@ def _streams(run: Run, form: Form, attention: str) -> list[tuple[float, float]]:
     """Of one layer of each stream, for one example: numbers that are kept, and query-key pairs of all heads."""
     s, st, S, T = run.shape, run.structure, form.S, form.T
     heads = (3 + run.options.qk_norm) * s.N * s.H + (1 + run.options.qk_norm) * s.K * s.H
+    if run.options.mixing == "dense":
+        heads = s.N * s.H + s.K * s.H
     mlp = (cost.MLP_MATRICES[run.options.mlp] + 1) * s.F
     kept = 4 * s.D + heads + mlp
 
-    def pairs(queries: int, keys: int, *, causal: bool) -> float:
-        if attention == "fused":
+    def pairs(queries: int, keys: int, *, causal: bool, window: int | None = run.options.window) -> float:
+        if run.options.mixing == "dense" or (attention == "fused" and _fuses(run)):
             return 0.0
-        if attention == "reference" or not causal:
+        if attention == "reference" or (not causal and window is None):
+            return s.N * queries * keys
+        if window is not None:
+            keys = min(keys, (1 if causal else 2) * (window + HALF_A_BLOCK))
+        if keys < queries or not causal:
             return s.N * queries * keys
         return s.N * (queries * (keys - queries) + cost.triangle(queries) + queries * min(HALF_A_BLOCK, queries / 2))
 
@@ -111,5 +117,12 @@ def _streams(run: Run, form: Form, attention: str) -> list[tuple[float, float]]:
         return [inputs]
     if st.cross in ("separate", "tied"):
         reading = T * (4 * s.D + (1 + run.options.qk_norm) * s.N * s.H)
-        return [inputs, (T * kept + reading, pairs(T, T, causal=True) + pairs(T, S, causal=False))]
+        return [inputs, (T * kept + reading, pairs(T, T, causal=True) + pairs(T, S, causal=False, window=None))]
     return [inputs, (T * kept, pairs(T, S + T, causal=True))]
+
+
+def _fuses(run: Run) -> bool:
+    """Whether a fused kernel takes what is seen (lab.attention.fused): else blocks are computed in its place."""
+    o = run.options
+    apart = o.window is not None and run.structure.inputs == "bidirectional"
+    return o.encoding not in ("alibi", "t5") and o.turn is None and not apart

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lab import evaluate, hardware, mesh
+from lab import evaluate, hardware, mesh, seen
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
 from lab.execution import Execution
@@ -77,6 +77,7 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         unroll=execution.unroll,
         remat=execution.remat,
         attention=execution.attention,
+        places=seen.places(run.objective, run.options),
     )
     return Program(
         model=model,

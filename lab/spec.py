@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lab import seen
 from lab import structure as structures
 from lab.checks import check_choice, check_integer, check_number, nearest, require
 from lab.forms import MOST_FORMS, Objective
 from lab.structure import Structure
 
-# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits, 3 the model's options.
+# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 the model's options.
 SCHEMA = 3
 
 
@@ -59,12 +60,15 @@ Mlp = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
 Norm = Literal["rms", "layer", "scale"]
 NormPlace = Literal["pre", "post", "sandwich"]
 Block = Literal["serial", "parallel"]
+Encoding = Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"]
+Mixing = Literal["attention", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all structures share; each works with every structure (docs/options.md has sources and costs). An MLP or a norm
-    is one function and one dict line in lab.layers."""
+    """What all structures share (docs/options.md has sources and costs); what a structure or an objective can not carry is
+    refused by the run (lab.seen.check). A kind of MLP, norm or encoding is one function and one dict line: lab.mlps, lab.norms,
+    lab.positions."""
 
     mlp: Mlp = "swiglu"
     norm: Norm = "rms"  # every norm but QK-norm, which is RMS
@@ -78,11 +82,21 @@ class Options:
     z_loss: float = 0.0  # times log(Z)^2 of each scored token, in the gradient alone
     # Whether the targets' positions go on where the inputs end, or start again at 0.
     positions: Literal["continue", "restart"] = "continue"
+    encoding: Encoding = "rope"  # how positions enter: lab.positions
+    window: int | None = None  # a query sees no key at this distance or beyond
+    turn: int | None = None  # bidirectional inputs see no later turn of so many tokens
+    mixing: Mixing = "attention"  # how tokens reach each other: lab.layers.MIXINGS
 
     def __post_init__(self):
         for name, kind in (("mlp", Mlp), ("norm", Norm), ("norm_place", NormPlace), ("block", Block)):
             check_choice(f"options.{name}", getattr(self, name), kind)
         check_choice("options.positions", self.positions, Literal["continue", "restart"])
+        check_choice("options.encoding", self.encoding, Encoding)
+        check_choice("options.mixing", self.mixing, Mixing)
+        if self.window is not None:
+            check_integer("options.window", self.window, 1)
+        if self.turn is not None:
+            check_integer("options.turn", self.turn, 2)  # of 1 are causal inputs
         for name in ("share_layers", "qk_norm", "tied_embeddings"):
             require(
                 isinstance(getattr(self, name), bool),
@@ -254,6 +268,7 @@ class Run:
             loss=self.objective.loss,
             objective=self.objective.name,
         )
+        seen.check(self.structure, self.options, self.objective, self.evaluation.splits)
         if self.objective.name == "pairs":
             require(self.options.positions == "continue", "options.positions", self.options.positions,
                     "pairs are padded before their sources: counted anew, the targets' positions would depend on the padding; "
