@@ -10,7 +10,6 @@ import errno
 import os
 import shutil
 import uuid
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -166,17 +165,21 @@ class Objects:
         import fsspec
 
         self.root = root.rstrip("/")
+        self._exclusive: bool | None = None
         self.conditional = self.root.partition("://")[0] in CONDITIONAL_PUT  # as far as fsspec goes
         try:
             self.system, self.prefix = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{root}: {error}; a directory needs nothing, gs:// gcsfs, s3:// s3fs") from error
 
-    @cached_property
+    @property
     def exclusive(self) -> bool:
         """Asked of the store itself, once: some that speak S3 take a conditional put and ignore its condition."""
-        if not self.conditional:
-            return False
+        if self._exclusive is None:
+            self._exclusive = self.conditional and self._keeps_conditions()
+        return self._exclusive
+
+    def _keeps_conditions(self) -> bool:
         name = f".create-{uuid.uuid4().hex}"
         try:
             return self.create(name, b"") and not self.create(name, b"")

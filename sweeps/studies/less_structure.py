@@ -14,6 +14,9 @@ from lab.spec import Data, Options
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
+DENSE = Options(
+    mixing="dense", qk_norm=False, encoding="none"
+)  # there are no queries, no keys and no positions but the matrix's
 PRESETS = {
     "small": dict(
         budgets=(2e10, 8e10, 3.2e11, 1.28e12), widths=(8, 12, 16, 24, 32, 48, 64), depth=2, S=64, batch=8, seeds=3
@@ -40,9 +43,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         arms={
             "encoder_decoder": arm("encoder_decoder", data, **settings),
             "decoder_only": arm("decoder_only", data, **settings),
-            "dense_mixing": arm(
-                "decoder_only", data, options=Options(mixing="dense", qk_norm=False, encoding="none"), **settings
-            ),
+            "dense_mixing": arm("decoder_only", data, options=DENSE, **settings),
         },
         baseline="decoder_only",
         budgets=chosen["budgets"],
