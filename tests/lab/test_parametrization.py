@@ -130,9 +130,8 @@ def test_parameters_of_options_have_theirs():
     """At m = 4, l = 3 and twice as many heads as the base: rate, decay, eps."""
 
     def of(options, name):
-        m = program(
-            run_of("decoder_only", DEEP, D=64, L=6, N=4, options=options), Execution(steps_per_dispatch=1)
-        ).model
+        run = run_of("decoder_only", DEEP, D=64, L=6, N=4, options=options)
+        m = program(run, Execution(steps_per_dispatch=1, scan=False)).model
         found = scales(m.options, m.shape, m.abstract())
         each = [dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in found]
         (path,) = (path for path in each[0] if path[-1].key == name)
