@@ -308,7 +308,7 @@ def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
         members = list(of_arms.values())
         for i, a in enumerate(members):
             for b in members[i + 1 :]:
-                if a.run.objective == b.run.objective and a.run.shape == b.run.shape:
+                if (a.run.objective, a.run.shape, a.run.options) == (b.run.objective, b.run.shape, b.run.options):
                     longest = max(form.S for form in forms(a.run.objective))
                     one, other = (canonical(x.run.structure, L=x.run.shape.L, S=longest, loss=x.run.objective.loss)
                                   for x in (a, b))  # fmt: skip

@@ -63,5 +63,5 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
-        learning_rate=0.01 if must else "lab",
+        learning_rate={"must": 0.01, "small": "tuned:ladder"}.get(preset, "porian"),
     )

@@ -63,4 +63,6 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes={f"{m}_{depth}": ladder(*chosen["widths"][depth], depth=depth, head_width=head) for m, depth in cells},
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if preset == "small" else "porian",
+        rules={f"{m}_{depth}": MEMORY[m] for m, depth in cells} if preset == "small" else {},  # tuned at two layers
     )

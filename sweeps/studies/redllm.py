@@ -31,6 +31,14 @@ PRESETS = {
         seeds=3,
     ),
 }
+# Tuned on the half of a text; a prefix LM's arms take the rules of its structure.
+RULES = {
+    "do_prefix": "decoder_only",
+    "do_half": "decoder_only",
+    "do_all": "decoder_only_all",
+    "ed_prefix": "encoder_decoder",
+    "ed_half": "encoder_decoder",
+}
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
@@ -62,4 +70,6 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if preset == "small" else "porian",
+        rules=RULES if preset == "small" else {},
     )

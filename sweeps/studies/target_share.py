@@ -80,6 +80,8 @@ def study(preset: str = "small-1-2", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if size == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if size == "small" else "porian",
+        rules={name: name for name in ARMS} if size == "small" else {},  # tuned on text, S = T = 64
     )
 
 
