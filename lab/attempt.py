@@ -24,7 +24,7 @@ from lab.execution import Execution
 from lab.forms import Form
 from lab.ledger import Ledger
 from lab.objectives import Batch
-from lab.optimizers import Hyperparameters, learning_rate
+from lab.optimizers import Hyperparameters, hyperparameters, learning_rate
 from lab.spec import Run, to_json
 from lab.transformer import Params
 from lab.versions import versions
@@ -99,8 +99,8 @@ class Attempt:
             self.ledger.restore(note["spent"])
             self.attempts, self.seconds_before = note["attempts"] + 1, note["seconds"]
             self.last_loss = note["last_loss"]
-        self.hyper: Hyperparameters = Hyperparameters.of(run.optimizer)
         self.steps = cost.steps(run, self.V)
+        self.hyper: Hyperparameters = hyperparameters(run.optimizer, steps=self.steps, seed=run.seed.data)
         times = run.evaluation.times
         self.evaluate_at = {math.ceil(self.steps * i / times) for i in range(1, times)}
         self.diverged_at: int | None = None

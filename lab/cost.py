@@ -211,14 +211,18 @@ def forward(
     pair = pair_flops(shape, options)
     executed = bill(structure, shape, options, objective, V)
     published = bill(structure, shape, options, objective, V, skip=False)
-    counted = parameters(structure, shape, replace(options, share_layers=False), objective, V)
-    body = counted.body - counted.mixing
     return {
         "exact": sum(item.linear + pair * item.attended for item in executed),
         "dense": sum(item.linear + pair * item.dense for item in executed),
-        "6nd": 2 * body * objective.length,
+        "6nd": 2 * _used(structure, shape, options, objective, V) * objective.length,
         "textbook": sum(item.linear + pair * item.attended for item in published),
     }
+
+
+def _used(structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int) -> int:
+    """Body parameters that act once a token, each as often as layers share it."""
+    counted = parameters(structure, shape, replace(options, share_layers=False), objective, V)
+    return counted.body - counted.mixing
 
 
 def body_per_token(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> float:
@@ -234,7 +238,8 @@ def body_per_token(structure: Structure, shape: Shape, options: Options, objecti
 
 
 def prices(run: Run, V: int) -> tuple[dict[str, int], ...]:
-    """What a step of each form (lab.forms) spends, in every unit: FLOPs by convention, tokens of text, steps."""
+    """What a step of each form (lab.forms) spends, in every unit: FLOPs by convention, tokens of text, steps; what an optimizer
+    spends beside it now and then is `refresh`'s."""
     found = []
     for form in forms(run.objective):
         flops = forward(run.structure, run.shape, run.options, form, V)
@@ -243,8 +248,49 @@ def prices(run: Run, V: int) -> tuple[dict[str, int], ...]:
     return tuple(found)
 
 
+# Products that a pass over the training loss executes, of a product with a matrix, of one of two activations, and of one of a
+# table's rows with the table's second factor, forward being 1: the gradient; and a backward pass through the gradient, whose own
+# products with the activations' gradient, and with that of the rows, are not needed.
+GRADIENT, SECOND = (3, 3, 3), (8, 9, 7)
+HESSIAN = {"gauss_newton": GRADIENT, "hutchinson": SECOND}
+
+
+def refresh(run: Run, V: int) -> dict[str, int]:
+    """What an optimizer's estimate of the Hessian spends each time, in every unit: it reads no tokens anew, and is no step."""
+    if (kind := run.optimizer.curvature) is None:
+        return dict.fromkeys((*CONVENTIONS, "tokens", "steps"), 0)
+    (form,) = forms(run.objective)
+    parts = (run.structure, run.shape, run.options, form, V)
+    pair, (linear, pairs, rows) = pair_flops(run.shape, run.options), HESSIAN[kind]
+    pairs = linear if run.options.mixing == "dense" else pairs  # of an activation and a matrix
+
+    def whole(items: tuple[Item, ...], counted: str) -> int:
+        return sum(
+            (rows if item.name == "embedding" else linear) * item.linear + pairs * pair * getattr(item, counted)
+            for item in items
+        )
+
+    executed, published = bill(*parts), bill(*parts, skip=False)
+    flops = {
+        "exact": whole(executed, "attended"),
+        "dense": whole(executed, "dense"),
+        "6nd": linear * 2 * _used(*parts) * form.length,
+        "textbook": whole(published, "attended"),
+    }
+    examples = run.optimizer.hessian_examples(run.batch)
+    return {convention: amount * examples for convention, amount in flops.items()} | {"tokens": 0, "steps": 0}
+
+
+def refreshes(run: Run, steps: int) -> int:
+    """How often the first `steps` steps make that estimate: the first does, and each `interval` after it."""
+    return -(-steps // int(run.optimizer.extra["interval"])) if run.optimizer.curvature else 0
+
+
 def train_step(run: Run, V: int) -> dict[str, float]:
-    """What one step spends, in every unit; the mean over a cycle where steps take several forms."""
+    """What one step spends, in every unit; the mean over a cycle where steps take several forms, or not all make an estimate."""
+    if run.optimizer.curvature:
+        interval, extra = int(run.optimizer.extra["interval"]), refresh(run, V)
+        return {unit: price + extra[unit] / interval for unit, price in prices(run, V)[0].items()}
     if len(each := prices(run, V)) == 1:
         return dict(each[0])
     shares = [form.share for form in forms(run.objective)]
@@ -260,24 +306,30 @@ def spent(run: Run, V: int, steps: int) -> dict[str, int]:
     """What the first `steps` steps spend, in every unit."""
     each = prices(run, V)
     counts = [steps] if len(each) == 1 else Course(run.objective, run.seed.data).counts(steps)
-    return {unit: sum(n * price[unit] for n, price in zip(counts, each, strict=True)) for unit in each[0]}
+    extra, times = refresh(run, V), refreshes(run, steps)
+    return {
+        unit: sum(n * price[unit] for n, price in zip(counts, each, strict=True)) + times * extra[unit]
+        for unit in extra
+    }
 
 
 def steps(run: Run, V: int) -> int:
     """Whole steps nearest to the budget; raises ValueError where not even one fits."""
     unit, course = budget_unit(run), Course(run.objective, run.seed.data)
-    each = [price[unit] for price in prices(run, V)]
-    if len(each) == 1 and run.budget.amount >= each[0] / 2:
+    each, extra = [price[unit] for price in prices(run, V)], refresh(run, V)[unit]
+    if len(each) == 1 and not extra and run.budget.amount >= each[0] / 2:
         return int(run.budget.amount / each[0] + 0.5)
 
     def fits(step: int) -> bool:
         """Whether that step ends nearer to the budget than stopping before it does (lab.ledger)."""
         before = sum(n * price for n, price in zip(course.counts(step), each, strict=True))
-        return before + each[course.form(step)] / 2 <= run.budget.amount
+        again = refreshes(run, step + 1) - refreshes(run, step)
+        now = each[course.form(step)] + again * extra
+        return before + refreshes(run, step) * extra + now / 2 <= run.budget.amount
 
     if not fits(0):
         raise ValueError(
-            f"budget.amount = {run.budget.amount:g} {unit} is less than one step of {each[course.form(0)]:g}: "
+            f"budget.amount = {run.budget.amount:g} {unit} is less than one step of {each[course.form(0)] + extra:g}: "
             f"raise the budget, or lower batch = {run.batch} or the shape"
         )
     low, high = 0, int(run.budget.amount / min(each)) + 2  # the step `low` fits, `high` does not

@@ -30,6 +30,11 @@ def _to_heads(x_BTD: Array, w_DNH: Array) -> Array:
     return matmul(x_BTD, w_DNH.reshape(D, N * H)).reshape(*x_BTD.shape[:2], N, H)
 
 
+def _times(x: Array, multiplier: float) -> Array:
+    """Of a parametrization (lab.parametrization); 1 leaves no trace in the program."""
+    return x if multiplier == 1.0 else x * multiplier
+
+
 def _from_heads(mixed_BTNH: Array, o_NHD: Array) -> Array:
     return matmul(mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1), o_NHD.reshape(-1, o_NHD.shape[-1]))
 
@@ -39,7 +44,7 @@ class Attention(nnx.Module):
 
     def __init__(self, shape: Shape, options: Options, *, gain: float, draw: Draw, places: int = 0):
         D, N, K, H = shape.D, shape.N, shape.K, shape.H
-        self.encoding = options.encoding
+        self.encoding, self.score = options.encoding, options.parametrization.attention(H)
         self.q_DNH = matrix(draw, (D, N, H), D)
         self.k_DKH = matrix(draw, (D, K, H), D)
         self.v_DKH = matrix(draw, (D, K, H), D)
@@ -51,7 +56,7 @@ class Attention(nnx.Module):
         q_BTNH = _to_heads(x_BTD, self.q_DNH[...])
         if self.q_norm_H is not None:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H[...])
-        return self._turned(q_BTNH, positions)
+        return _times(self._turned(q_BTNH, positions), self.score)
 
     def keys_values(self, x_BSD: Array, positions: Positions) -> tuple[Array, Array]:
         k_BSKH, v_BSKH = _to_heads(x_BSD, self.k_DKH[...]), _to_heads(x_BSD, self.v_DKH[...])
@@ -123,7 +128,8 @@ class Layer(nnx.Module):
     ):
         # Residual branches start smaller the more there are (GPT-2).
         branches = 2 if cross == "none" else 3
-        gain = (branches * depth) ** -0.5
+        gain = (branches * options.parametrization.branch_depth(depth)) ** -0.5
+        self.branch = 1 / options.parametrization.depth(depth)
         self.options, self.attention = options, attention
 
         def norms(*, there: bool = True) -> tuple[nnx.Param | None, nnx.Param | None]:
@@ -254,8 +260,8 @@ class Layer(nnx.Module):
     def _sum(self, x_BTD: Array, out_BTD: Array, scale: nnx.Param | None, second: nnx.Param | None) -> Array:
         """The residual stream with a sublayer's output in it."""
         if self.options.norm_place == "post":
-            return self._norm(x_BTD + out_BTD, scale)
-        return x_BTD + (out_BTD if second is None else self._norm(out_BTD, second))
+            return self._norm(x_BTD + _times(out_BTD, self.branch), scale)
+        return x_BTD + _times(out_BTD if second is None else self._norm(out_BTD, second), self.branch)
 
 
 def _on_last(T: int, function: Callable[[Array], Array], x: Float[Array, "B n *D"]) -> Float[Array, "B n *D"]:

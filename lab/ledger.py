@@ -13,7 +13,8 @@ class Ledger:
     def __init__(self, run: Run, V: int):
         cost.steps(run, V)  # refuses a budget below one step
         self.course = Course(run.objective, run.seed.data)
-        self.prices = cost.prices(run, V)
+        self.prices, self.refresh = cost.prices(run, V), cost.refresh(run, V)
+        self.interval = int(run.optimizer.extra["interval"]) if run.optimizer.curvature else 0
         self.unit, self.amount = cost.budget_unit(run), run.budget.amount
         self.spent = dict.fromkeys(self.prices[0], 0)
 
@@ -25,7 +26,10 @@ class Ledger:
     @property
     def price(self) -> Mapping[str, int]:
         """Of the step that comes next."""
-        return self.prices[self.form]
+        price = self.prices[self.form]
+        if self.interval and self.steps % self.interval == 0:
+            return {unit: amount + self.refresh[unit] for unit, amount in price.items()}
+        return price
 
     def charge(self) -> None:
         """Takes the next step."""

@@ -66,7 +66,7 @@ ROTARY: dict[str, Callable[[Array, Positions], Array]] = {"rope": rotate}
 
 def learned(table_AD: Float[Array, "A D"], positions: Positions, D: int) -> Array:
     """Rows of a table that is trained as the tokens' is (Devlin et al. 2019), drawn and scaled as theirs."""
-    rows = table_AD[positions] * D**0.5
+    rows = table_AD[positions]
     return rows if rows.ndim == 3 else rows[None]
 
 

@@ -22,12 +22,14 @@ import optax
 from lab import evaluate, hardware, mesh, seen
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
+from lab.curvature import ESTIMATES
 from lab.execution import Execution
 from lab.forms import Form, evaluated, forms
+from lab.hyperparameters import CURVATURE
 from lab.memory import LOGITS_AT_ONCE
 from lab.mesh import ONE_DEVICE, Mesh, by_batch
 from lab.objectives import Batch
-from lab.optimizers import OPTIMIZERS, Hyperparameters
+from lab.optimizers import OPTIMIZERS, Hyperparameters, no_numbers, scales
 from lab.spec import Run, nearest
 from lab.transformer import Params, Transformer
 from lab.versions import versions
@@ -42,6 +44,7 @@ class Program:
     evaluated: tuple[Form, ...]
     batch: int
     optimizer: str
+    hessian_examples: int  # of a batch, that an optimizer's estimate of the Hessian reads
     execution: Execution
     mesh: Mesh = ONE_DEVICE
     pack: int = 1
@@ -57,8 +60,9 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
     if pack > 1 and len(forms(run.objective)) > 1:
         raise ValueError(f"pack = {pack}: steps of {run.objective.name} take several forms, and run side by side they would all "
                          "be computed: use 1")  # fmt: skip
-    if run.optimizer.name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name = {run.optimizer.name!r}: {nearest(run.optimizer.name, list(OPTIMIZERS))}")
+    if pack > 1 and run.optimizer.curvature:
+        raise ValueError(f"pack = {pack}: of runs side by side {run.optimizer.name}'s extra pass would be computed at every "
+                         "step: use 1")  # fmt: skip
     if execution.attention not in ATTENTION:
         raise ValueError(
             f"execution.attention = {execution.attention!r}: {nearest(execution.attention, list(ATTENTION))}"
@@ -85,6 +89,7 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         evaluated=tuple(replace(form, share=1) for form in evaluated(run.objective, run.evaluation.splits)),
         batch=run.batch,
         optimizer=run.optimizer.name,
+        hessian_examples=run.optimizer.hessian_examples(run.batch),
         execution=execution,
         mesh=on,
         pack=pack,
@@ -92,32 +97,42 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
 
 
 def token_losses(
-    model: Transformer, form: Form, params: Params, batch: Batch, *, at_once: int = LOGITS_AT_ONCE
+    model: Transformer,
+    form: Form,
+    params: Params,
+    batch: Batch,
+    *,
+    at_once: int = LOGITS_AT_ONCE,
+    drawn: jax.Array | None = None,
 ) -> jax.Array:
     """(B, P) negative log-likelihoods in nats, float32, of every scored position; 0 where the label is PAD. Their gradient
     is that of likelihood and z-loss (PaLM, arXiv 2204.02311), where options.z_loss has a weight.
 
     Where there are more than `at_once` logits the head runs over equal parts of the positions, and again over each in
-    the backward pass: the logits of all of them are never there together.
+    the backward pass: the logits of all of them are never there together. drawn: a key; the labels are then not the
+    batch's, but drawn from what the model predicts.
     """
     hidden_BPD = model.hidden(params, form, jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
     labels_BP = jnp.asarray(batch.labels)
 
-    def losses(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden, labels = part
+    def losses(part: tuple[jax.Array, ...]) -> jax.Array:
+        hidden, labels, *key = part
         logits = model.head(params, hidden)
-        chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        told = labels if drawn is None else jax.random.categorical(key[0], jax.lax.stop_gradient(logits))
+        chosen = jnp.take_along_axis(logits, told[..., None], axis=-1)[..., 0]
         log_Z = jax.nn.logsumexp(logits, axis=-1)
         losses = log_Z - chosen
-        if weight := model.options.z_loss:
+        if drawn is None and (weight := model.options.z_loss):  # labels are drawn for the likelihood's curvature alone
             z_loss = weight * jnp.square(log_Z)
             losses += z_loss - jax.lax.stop_gradient(z_loss)
         return jnp.where(labels == model.pad, 0.0, losses) if form.name == "pairs" else losses
 
     parts = _parts(labels_BP.size, at_once // model.V)
     if parts == 1:
-        return losses((hidden_BPD, labels_BP))
+        return losses((hidden_BPD, labels_BP) if drawn is None else (hidden_BPD, labels_BP, drawn))
     cut = by_batch(hidden_BPD.reshape(parts, -1, hidden_BPD.shape[-1]), axis=1), labels_BP.reshape(parts, -1)
+    if drawn is not None:
+        cut = *cut, jax.random.split(drawn, parts)
     return jax.lax.map(jax.checkpoint(losses), cut).reshape(labels_BP.shape)
 
 
@@ -130,14 +145,8 @@ def loss_and_gradient(p: Program, params: Params, batch: Batch, form: Form | Non
     """Mean loss over all scored tokens of a batch in this form (default: the only one). Sums over microbatches are divided
     once, so that 1x8 = 2x4 = 8x1."""
     form = form or p.forms[0]
-    scored: Any = p.batch * form.scored
-    if form.name == "pairs":
-        scored = jnp.sum(batch.labels != p.model.pad)
-
-    def total(params: Params, part: Batch) -> jax.Array:
-        at_once = LOGITS_AT_ONCE * p.mesh.devices // p.pack
-        return jnp.sum(token_losses(p.model, form, params, part, at_once=at_once))
-
+    scored = _scored(p, form, batch)
+    total = functools.partial(_total, p, form)
     parts = p.execution.microbatches
     if parts == 1:
         value, gradient = jax.value_and_grad(total)(params, batch)
@@ -150,6 +159,25 @@ def loss_and_gradient(p: Program, params: Params, batch: Batch, form: Form | Non
 
         (value, gradient), _ = jax.lax.scan(add, zero, split)
     return value / scored, jax.tree.map(lambda g: g / scored, gradient)
+
+
+def _scored(p: Program, form: Form, batch: Batch) -> Any:
+    """Positions of this batch that carry loss."""
+    return jnp.sum(batch.labels != p.model.pad) if form.name == "pairs" else len(batch.labels) * form.scored
+
+
+def _total(p: Program, form: Form, params: Params, part: Batch, drawn: jax.Array | None = None) -> jax.Array:
+    at_once = LOGITS_AT_ONCE * p.mesh.devices // p.pack
+    return jnp.sum(token_losses(p.model, form, params, part, at_once=at_once, drawn=drawn))
+
+
+def curvature(p: Program, params: Params, batch: Batch, key: jax.Array) -> Params:
+    """The estimate of the Hessian's diagonal that the program's optimizer takes, on the first examples of the batch."""
+    (form,) = p.forms
+    read = Batch(*(array[: p.hessian_examples] for array in batch))
+    estimate = ESTIMATES[CURVATURE[p.optimizer]]
+    parts = _parts(p.hessian_examples, p.batch // p.execution.microbatches)
+    return estimate(functools.partial(_total, p, form), params, read, _scored(p, form, read), key, parts)
 
 
 def _of_form(p: Program, params: Params, batch: Batch, form: jax.Array | None) -> tuple[jax.Array, Params]:
@@ -177,14 +205,19 @@ def train_step(
 ):
     """One optimizer step: (state, loss, gradient norm before clipping)."""
     loss, gradient = _of_form(p, state["params"], batch, form)
-    optimizer = OPTIMIZERS[p.optimizer](hyper, rate)
-    update, inner = optimizer.update(gradient, state["optimizer"], state["params"])
+    optimizer = _optimizer(p, hyper, rate, state["params"])
+    extra = {"curvature": functools.partial(curvature, p, state["params"], batch)} if p.hessian_examples else {}
+    update, inner = optimizer.update(gradient, state["optimizer"], state["params"], **extra)
     params = optax.apply_updates(state["params"], update)
     return {"params": params, "optimizer": inner}, loss, optax.tree.norm(gradient)
 
 
+def _optimizer(p: Program, hyper: Hyperparameters, rate: Any, params: Params) -> Any:
+    return OPTIMIZERS[p.optimizer](hyper, rate, scales(p.model.options, p.model.shape, params))
+
+
 def initial_optimizer(p: Program, params: Params) -> Any:
-    return OPTIMIZERS[p.optimizer](Hyperparameters(*[0.0] * 5), 0.0).init(params)
+    return _optimizer(p, no_numbers(p.optimizer), 0.0, params).init(params)
 
 
 def abstract_state(p: Program) -> dict[str, Any]:
@@ -285,7 +318,7 @@ def compiled(p: Program) -> Compiled:
         ).lower(
             together,
             shapes(p.forms, (k, *many, p.batch), by_step),
-            Hyperparameters(*[number(*many)] * 5),
+            dict.fromkeys(no_numbers(p.optimizer), number(*many)),
             number(k, *many),
             number(dtype=jnp.int32),
             number(k, dtype=jnp.int32) if len(p.forms) > 1 else None,

@@ -20,10 +20,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lab import seen
 from lab import structure as structures
 from lab.checks import check_choice, check_integer, check_number, nearest, require
-from lab.forms import MOST_FORMS, Objective
+from lab.forms import MOST_FORMS, Objective, forms
+from lab.hyperparameters import ADAM_LIKE, Numbers, Optimizer
+from lab.parametrization import Parametrization
 from lab.structure import Structure
 
-# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 the model's options.
+# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 the model's options, each optimizer's
+# own hyperparameters and the parametrization.
 SCHEMA = 3
 
 
@@ -86,6 +89,7 @@ class Options:
     window: int | None = None  # a query sees no key at this distance or beyond
     turn: int | None = None  # bidirectional inputs see no later turn of so many tokens
     mixing: Mixing = "attention"  # how tokens reach each other: lab.layers.MIXINGS
+    parametrization: Parametrization = field(default_factory=Parametrization)
 
     def __post_init__(self):
         for name, kind in (("mlp", Mlp), ("norm", Norm), ("norm_place", NormPlace), ("block", Block)):
@@ -109,6 +113,17 @@ class Options:
         if self.logit_softcap is not None:
             check_number("options.logit_softcap", self.logit_softcap, 0.0, 1e6, open_low=True)
         check_number("options.z_loss", self.z_loss, 0.0, 1.0)
+        self._check_parametrization()
+
+    def _check_parametrization(self) -> None:
+        name, where = self.parametrization.name, "options.parametrization.name"
+        if name == "completep":
+            require(self.norm_place != "post", where, name,
+                    "its table of depth is derived for a residual stream that nothing divides, and norm_place='post' normalises "
+                    "every sum: use norm_place 'pre' or 'sandwich', or mup")  # fmt: skip
+            require(not self.share_layers, where, name,
+                    "its table of depth is derived for layers that have weights of their own, and share_layers adds up their "
+                    "gradients: use share_layers=False, or mup")  # fmt: skip
 
     def __str__(self) -> str:
         """Those that are not the default: 'mlp gelu, norm layer'."""
@@ -147,50 +162,6 @@ class Data:
         check_integer("data.vocabulary", self.vocabulary, 2)
         check_number("data.held_out", self.held_out, 0.0, 0.5, open_low=True)
         require(isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Shares (warmup, decay) are of the budget, in the budget's own unit; `final` is a share of the peak rate."""
-
-    name: str = "adamw"
-    learning_rate: float
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1  # on matrices; never on embeddings, norms or other vectors
-    clip: float = 1.0  # global gradient norm
-    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    warmup: float = 0.05
-    decay: float | None = None  # wsd only: the share at the end over which the rate falls linearly
-    final: float = 0.0
-
-    def __post_init__(self):
-        require(bool(self.name) and isinstance(self.name, str), "optimizer.name", self.name, "name an optimizer")
-        check_number("optimizer.learning_rate", self.learning_rate, 0.0, 10.0, open_low=True)
-        check_number("optimizer.beta1", self.beta1, 0.0, 0.9999)
-        check_number("optimizer.beta2", self.beta2, 0.0, 0.999999)
-        check_number("optimizer.eps", self.eps, 0.0, 1.0, open_low=True)
-        check_number("optimizer.weight_decay", self.weight_decay, 0.0, 100.0)
-        check_number("optimizer.clip", self.clip, 0.0, 1e9, open_low=True)
-        check_choice("optimizer.schedule", self.schedule, Literal["cosine", "linear", "wsd"])
-        check_number("optimizer.warmup", self.warmup, 0.0, 0.9)
-        check_number("optimizer.final", self.final, 0.0, 1.0)
-        if self.schedule == "wsd":
-            require(
-                self.decay is not None,
-                "optimizer.decay",
-                self.decay,
-                "wsd needs the share of the budget that decays, such as 0.2",
-            )
-            check_number("optimizer.decay", self.decay, 0.0, 1.0 - self.warmup, open_low=True)
-        else:
-            require(
-                self.decay is None,
-                "optimizer.decay",
-                self.decay,
-                f"{self.schedule} decays from the end of warm-up: use null, or schedule='wsd'",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +240,7 @@ class Run:
             objective=self.objective.name,
         )
         seen.check(self.structure, self.options, self.objective, self.evaluation.splits)
+        self._check_optimizer()
         if self.objective.name == "pairs":
             require(self.options.positions == "continue", "options.positions", self.options.positions,
                     "pairs are padded before their sources: counted anew, the targets' positions would depend on the padding; "
@@ -282,6 +254,15 @@ class Run:
             require(ok, "evaluation.splits", self.evaluation.splits,
                     f"{self.objective.name} on {text} tokens of text: use input lengths below that, and none for masked_lm, "
                     "causal_lm and pairs")  # fmt: skip
+
+    def _check_optimizer(self) -> None:
+        name, scaling = self.optimizer.name, self.options.parametrization.name
+        require(scaling == "standard" or name in ADAM_LIKE, "options.parametrization.name", scaling,
+                f"its table is derived for updates whose entries are of size 1 whatever the width, and how {name}'s should scale "
+                f"is not known: use 'standard', or one of {', '.join(ADAM_LIKE)}")  # fmt: skip
+        require(self.optimizer.curvature is None or len(forms(self.objective)) == 1, "optimizer.name", name,
+                f"its estimate of the Hessian is of steps of one form, and those of {self.objective.name} take several: use "
+                "another optimizer or objective")  # fmt: skip
 
     @property
     def measure(self) -> str:
@@ -379,6 +360,8 @@ def _encode(value: Any) -> dict[str, Any]:
         content = getattr(value, name)
         if is_float:
             content = None if content is None else float(content)
+        elif isinstance(content, Numbers):
+            content = dict(content)
         elif dataclasses.is_dataclass(content):
             content = _encode(content)
         encoded[name] = content
@@ -406,13 +389,23 @@ def _decode(kind: Any, content: object, where: str) -> Any:
             values[name] = _decode(hint, value, prefix + name)
         else:
             values[name] = _typed(hint, value, prefix + name)
-    return kind(**values)
+    made = kind(**values)
+    for name in names:  # what was filled in was missing
+        given, has = values[name], getattr(made, name)
+        lacks = [f"{name}.{key}" for key in has if key not in given] if isinstance(has, Numbers) else []
+        if lacks or (given is None and has is not None):
+            raise ValueError(f"missing key {prefix}{(lacks or [name])[0]}: a run's JSON is complete; `lab describe` shows a "
+                             "whole one")  # fmt: skip
+    return made
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
     if get_origin(hint) is Literal:
         check_choice(name, value, hint)
         return value
+    if hint is Numbers:
+        require(isinstance(value, dict), name, value, "use an object of numbers")
+        return Numbers(value)
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -30,6 +30,7 @@ from lab.execution import Execution
 from lab.forms import Form
 from lab.mesh import Mesh
 from lab.objectives import Batch
+from lab.optimizers import eval_params
 from lab.preemption import Preempted, Superseded, stop_flag
 from lab.program import Compiled, Program, abstract_state, compiled, program, shapes, use_compilation_cache
 from lab.spec import Run
@@ -258,10 +259,10 @@ def _loop(
             if mean is not None and on_progress:
                 on_progress(first + len(rates), attempt.steps, mean, attempt.speed("tokens"))
 
-    def losses_of(own: Any) -> Callable[[Form, Batch], Any]:
+    def losses_of(params: Params) -> Callable[[Form, Batch], Any]:
         def target_losses(form: Form, batch: Batch) -> Any:
             alive()  # the batch before this one has been read
-            return built.target_losses(form, own["params"], batch)
+            return built.target_losses(form, params, batch)
 
         return target_losses
 
@@ -278,8 +279,9 @@ def _loop(
         if attempt.diverged_at is None:
             own = built.part(state, lane)
             save(attempt, own)
-            final = attempt.evaluate(losses_of(own), asked)
-            digest = parameter_hash(own["params"], gather)
+            params = eval_params(attempt.run.optimizer, own)
+            final = attempt.evaluate(losses_of(params), asked)
+            digest = parameter_hash(params, gather)
             for name in ("evaluate", "checkpoint"):  # what ending took belongs to the whole, not to the loop
                 share[name] = clock.seconds[name] / len(attempts)
         measured = {
@@ -327,7 +329,8 @@ def _loop(
                     continue
                 try:
                     if attempt.diverged_at is None and attempt.evaluates:
-                        attempt.record_evaluation(losses_of(built.part(state, lane)), asked)
+                        params = eval_params(attempt.run.optimizer, built.part(state, lane))
+                        attempt.record_evaluation(losses_of(params), asked)
                     if not attempt.spends:
                         finish(lane)
                         continue
@@ -396,4 +399,4 @@ def restore_parameters(run: Run, run_dir: Path) -> tuple[Transformer, Params]:
         state = checkpoints.latest_state(abstract_state(p))
     finally:
         checkpoints.close()
-    return p.model, state["params"]
+    return p.model, eval_params(run.optimizer, state)

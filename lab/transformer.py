@@ -100,13 +100,14 @@ class Transformer:
     def _tree(self, draw: Callable[[str], Draw], stack: Callable[[Callable[[int], Params], int], Params]) -> Params:
         """The parameters; `draw(part)` makes the numbers of a part, `stack(layer, held)` stacks so many layers."""
         D, V, E = self.shape.D, self.V, self.options.embedding_width
+        deviation = self.options.parametrization.table_width(D) ** -0.5
 
         def table(part: str) -> Params:
             # Unit-variance rows at the input (scaled by sqrt(D) there) and unit-variance logits at a tied head.
             numbers = draw(part)
             if E is None:
-                return {f"{part}_VD": numbers((V, D), D**-0.5)}
-            return {f"{part}_VE": numbers((V, E), E**-0.5), f"{part}_ED": numbers((E, D), D**-0.5)}
+                return {f"{part}_VD": numbers((V, D), deviation)}
+            return {f"{part}_VE": numbers((V, E), E**-0.5), f"{part}_ED": numbers((E, D), deviation)}
 
         params = table("embedding")
         if not self.options.tied_embeddings:
@@ -114,7 +115,7 @@ class Transformer:
             if "target" in self.stacks:
                 params |= table("target_embedding")
         if self.options.encoding == "learned":
-            params["place_AD"] = draw("places")((self.places, D), D**-0.5)  # as the tokens', and scaled like them
+            params["place_AD"] = draw("places")((self.places, D), deviation)  # as the tokens', and scaled like them
         for name in self.stacks:
             part = "target" if name == "target" else "first_stack"
 
@@ -125,7 +126,7 @@ class Transformer:
             if self.options.norm_place != "post":
                 params[name]["norm_D"] = np.ones(D, np.float32)
             if self.options.encoding == "t5":
-                params[name]["relative_NR"] = draw(f"{part}/relative")((self.shape.N, BUCKETS), D**-0.5)
+                params[name]["relative_NR"] = draw(f"{part}/relative")((self.shape.N, BUCKETS), deviation)
         return params
 
     def init(self, seed: int) -> Params:
@@ -161,12 +162,13 @@ class Transformer:
     def _embed(self, params: Params, name: str, tokens: Array, positions: Positions) -> Array:
         """What enters the first layer. Rows of positions are of width D, and are added to the product of a table's factors."""
         (table, factor_ED), D, dtype = self._table(params, name), self.shape.D, DTYPES[self.precision]
-        embedded = whole(table)[tokens] * D**0.5
+        scale = self.options.parametrization.table_width(D) ** 0.5
+        embedded = whole(table)[tokens] * scale
         if factor_ED is not None:
             embedded = matmul(embedded.astype(dtype), factor_ED)
         if (rows := ABSOLUTE.get(self.options.encoding)) is not None:
             places = params.get("place_AD")
-            embedded = embedded + rows(None if places is None else whole(places), positions, D)
+            embedded = embedded + rows(None if places is None else whole(places) * scale, positions, D)
         return by_batch(embedded.astype(dtype))
 
     def relative(self, params: Params, stack: str, distance: np.ndarray | Array) -> Array | None:
@@ -198,6 +200,8 @@ class Transformer:
     def head(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits; below the cap in size where there is one (Gemma 2)."""
         table, factor_ED = self._table(params, "head")
+        if (wider := self.options.parametrization.width(self.shape.D)) != 1:
+            hidden = hidden / wider
         hidden = hidden if factor_ED is None else matmul(hidden, factor_ED.T)
         logits = jnp.einsum("...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
         cap = self.options.logit_softcap

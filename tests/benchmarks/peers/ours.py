@@ -7,7 +7,7 @@ from lab import hardware
 from lab.data.tokenizers import TOKENIZERS
 from lab.forms import forms
 from lab.objectives import build
-from lab.optimizers import Hyperparameters
+from lab.optimizers import hyperparameters
 from lab.program import compiled, program
 from peers.case import RATE, Case, V
 
@@ -26,7 +26,8 @@ class Trainer:
             jax.tree.map(lambda *arrays: np.stack(arrays), *(made[(first + i) % count] for i in range(self.k)))
             for first in range(count)
         ]
-        self.rates, self.hyper = np.full(self.k, RATE, np.float32), Hyperparameters.of(run.optimizer)
+        self.rates = np.full(self.k, RATE, np.float32)
+        self.hyper = hyperparameters(run.optimizer, steps=self.k, seed=0)
         self.taken = 0
 
     def steps(self, count: int):
