@@ -9,6 +9,8 @@ expected   docs/studies/bidirectional.md
 prefix_lm and decoder_only differ in nothing else; encoder_decoder and only_causal neither.
 """
 
+from typing import Any
+
 from lab.spec import Data, Evaluation
 from lab.structure import ALONE, STRUCTURES
 from sweeps.ladder import ladder
@@ -20,7 +22,7 @@ PAIRS = {
     "only_causal": ALONE["only_causal"],
     "encoder_decoder": STRUCTURES["encoder_decoder"],
 }
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, S=64, T=64, batch=8, seeds=3
     ),
@@ -44,7 +46,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
     chosen, must = PRESETS[preset], preset == "must"
     text = "late_dictionary:documents=65536" if must else "python"
     data = data or corpus(text, allow_repeat=must or preset == "full")
-    settings = dict(
+    settings: dict[str, Any] = dict(
         S=chosen["S"],
         T=chosen["T"],
         precision="bf16" if preset in ("gpu", "full") else "f32",

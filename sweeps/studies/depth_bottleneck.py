@@ -8,12 +8,14 @@ shared_stacks (memory=final) and prefix_lm (memory=same) differ in nothing but t
 ladder of widths, and spend the same.
 """
 
+from typing import Any
+
 from lab.spec import Data
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
 MEMORY = {"final": "shared_stacks", "same": "prefix_lm"}
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         budgets=(3e10, 1.2e11, 4.8e11),
         widths={

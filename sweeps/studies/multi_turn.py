@@ -26,7 +26,7 @@ from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
 TURN = 16
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, S=96, T=32, batch=8, seeds=3
     ),
@@ -49,7 +49,7 @@ TURNS, USER, REPLY = 8, 32, 16  # of the conversation that is priced, in tokens
 def study(preset: str = "small", data: Data | None = None) -> Study:
     chosen = PRESETS[preset]
     data = data or corpus("python", allow_repeat=preset == "full")
-    settings = dict(S=chosen["S"], T=chosen["T"], precision="f32" if preset == "small" else "bf16")
+    settings: dict[str, Any] = dict(S=chosen["S"], T=chosen["T"], precision="f32" if preset == "small" else "bf16")
     return Study(
         name="multi_turn",
         question="Which structure gives the best quality for what a conversation costs?",

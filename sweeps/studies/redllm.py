@@ -15,11 +15,13 @@ half of the text         ed_half             do_half
 All are scored alike: the targets after 1/4, 1/2 and 3/4 of the same held-out texts.
 """
 
+from typing import Any
+
 from lab.spec import Data, Evaluation, Objective
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, text=128, batch=8, seeds=3),
     "gpu": dict(budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, text=256, batch=32, seeds=3),
     "full": dict(
@@ -52,7 +54,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         "half": Objective(S=half, T=half),
         "all": Objective(S=half, T=half, loss="all"),
     }
-    settings = dict(
+    settings: dict[str, Any] = dict(
         evaluation=Evaluation(examples=512, splits=quarters), precision="f32" if preset == "small" else "bf16"
     )
     arms = {

@@ -39,7 +39,7 @@ PAIRS = {
     "docstring": dict(corpus="python_docstrings", inputs=(128, 256), targets=(32, 64)),
     "body": dict(corpus="python_bodies", inputs=(64, 128), targets=(128, 256)),
 }
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "small": dict(budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, total=128, batch=8, seeds=2),
     "gpu": dict(budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, total=256, batch=32, seeds=3),
     "full": dict(
