@@ -3,8 +3,8 @@
 command    lab run bidirectional && lab report bidirectional
            lab run bidirectional --preset must --out runs/bidirectional_must: words whose dictionary follows them, where
            inputs that see ahead must help at every budget (lab.data.synthetic.dictionary)
-cost       small: COST
-expected   docs/studies/bidirectional.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 prefix_lm and decoder_only differ in nothing else; encoder_decoder and only_causal neither.
 """

@@ -1,8 +1,8 @@
 """Is reading only the last layer a bottleneck, and more of one the deeper a model is? Final against same-layer memory.
 
 command    lab run depth_bottleneck && lab report depth_bottleneck
-cost       small: COST
-expected   docs/studies/depth_bottleneck.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 shared_stacks (memory=final) and prefix_lm (memory=same) differ in nothing but that dial. At each depth both have their own
 ladder of widths, and spend the same.

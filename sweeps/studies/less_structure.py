@@ -1,8 +1,8 @@
 """Chung's third curve: more structure, less, and even less. Does the one with the least win in the end?
 
 command    lab run less_structure && lab report less_structure
-cost       small: COST
-expected   docs/studies/less_structure.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 more        encoder_decoder   separate stacks and cross-attention, bidirectional inputs
 less        decoder_only      one causal stack

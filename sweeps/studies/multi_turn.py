@@ -2,8 +2,8 @@
 
 command    lab run multi_turn && lab report multi_turn
            python -m sweeps.studies.multi_turn runs/multi_turn --out docs/studies
-cost       small: COST
-expected   docs/studies/multi_turn.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 A bidirectional input is read again at each turn, a causal one is extended. prefix_lm_turns is between them: inputs see all of
 their own turn and earlier ones (options.turn; arXiv 2408.00539), so that earlier turns' keys and values stay.

@@ -1,8 +1,8 @@
 """RedLLM's question uncrossed: is it the encoder-decoder's structure, or the objective that it was trained with?
 
 command    lab run redllm && lab report redllm
-cost       small: COST
-expected   docs/studies/redllm.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 RedLLM (Zhang et al. 2025, arXiv 2510.26622) compares an encoder-decoder trained on a prefix LM with a decoder-only model
 trained on all tokens: structure and objective change together. Here they are crossed:

@@ -5,8 +5,8 @@ command    for share in 1-16 1-4 1-2 3-4 15-16; do lab run target_share --preset
            python -m sweeps.studies.target_share runs/target_share-* --out docs/studies
            the first for 128 bytes of text, of which so much are targets; the second on pairs cut from Python source: code ->
            first sentence of its docstring (long -> short), signature and docstring -> body (short -> long)
-cost       small: COST each
-expected   docs/studies/target_share.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 Losses of different shares are of different things and are never compared: each share is a comparison of its own, and what
 is set beside each other is the difference between structures.
@@ -52,12 +52,13 @@ SIZES: dict[str, dict[str, Any]] = {
     ),
 }
 PRESETS = {
+    **{size: (size, "1-2") for size in SIZES},
     **{f"{size}-{share}": (size, share) for size in SIZES for share in SHARES},
     **{f"{size}-{pairs}": (size, pairs) for size in ("small", "gpu") for pairs in PAIRS},
 }
 
 
-def study(preset: str = "small-1-2", data: Data | None = None) -> Study:
+def study(preset: str = "small", data: Data | None = None) -> Study:
     size, what = PRESETS[preset]
     chosen, precision = SIZES[size], "f32" if size == "small" else "bf16"
     if what in PAIRS:
