@@ -40,4 +40,6 @@ def test_the_page_says_whether_verdicts_last_without_the_largest_budget(tmp_path
     answer = analyse(tmp_path / "study")
     assert "every verdict is the same" in text(answer)
     changed = tuple(replace(verdict, kind="not resolved") for verdict in answer.verdicts)
-    assert "is *prefix_lm better* instead of *not resolved*: it is not stable" in text(replace(answer, verdicts=changed))
+    assert "is *prefix_lm better* instead of *not resolved*: it is not stable" in text(
+        replace(answer, verdicts=changed)
+    )

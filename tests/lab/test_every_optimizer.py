@@ -257,7 +257,9 @@ def test_memory_counts_its_state(name):
 
 def test_states_are_as_small_as_is_said():
     def numbers(name):
-        return memory._in_state(*(getattr(make_run(), part) for part in ("structure", "shape", "options")), 260, name)
+        return memory._in_state(
+            *(getattr(make_run(), part) for part in ("structure", "shape", "options")), 260, 11, name
+        )
 
     adam = numbers("adamw")
     assert (
