@@ -1,5 +1,8 @@
 """A study's answer as files that a repository keeps: a page of Markdown, its runs as CSV, its figures as PNG."""
 
+# pandas' own annotations lose the type of a column; its errors are not this file's.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from pathlib import Path
