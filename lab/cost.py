@@ -16,14 +16,16 @@ Letters: S input length, T target length, D model width, F feed-forward width, N
 width, L layers, V vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 from lab.forms import Course, Form, forms
 from lab.spec import Objective, Options, Run, Shape
 from lab.structure import Structure
 
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
+UNITS = (*CONVENTIONS, "tokens", "steps")
 MLP_MATRICES = {"swiglu": 3, "gelu": 2}
 
 
@@ -33,6 +35,23 @@ class Parameters:
     embedding: int  # token tables and an untied head
     body: int  # all the rest
     unused: int  # of the body: in the tree, but no scored prediction reads them (see `parameters`)
+
+
+class Active(NamedTuple):
+    """Layers that run, where some are skipped (lab.techniques): of the target stream (encoder-only: of the only one); of the
+    input stream those before its last; and whether its last does."""
+
+    targets: int
+    inputs: int
+    last_input: bool
+
+    @classmethod
+    def all(cls, shape: Shape) -> "Active":
+        return cls(shape.L, shape.L_input - 1, True)
+
+    @property
+    def all_inputs(self) -> int:
+        return self.inputs + self.last_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,58 +119,90 @@ class Item:
 
 
 def bill(
-    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int, *, skip: bool = True
+    structure: Structure,
+    shape: Shape,
+    options: Options,
+    objective: Objective | Form,
+    V: int,
+    *,
+    skip: bool = True,
+    active: Active | None = None,
 ) -> tuple[Item, ...]:
-    """Forward cost of one example, item by item. skip: leave out what the trainer does not execute."""
+    """Forward cost of one example, item by item. skip: leave out what the trainer does not execute. active: the layers that run
+    (default: all)."""
+    run = active or Active.all(shape)
     p, S, T = projections(shape, options), objective.S, objective.T
     input_pairs = triangle(S) if structure.inputs == "causal" else S * S
     scored = T + (S - 1 if objective.loss == "all" else 0)
     head = Item(name="head", linear=2 * scored * shape.D * V)
     if structure.encoder_only:
-        L = shape.L
+        L = run.targets
         return (
             Item(name="input layers", linear=L * 2 * S * p.layer),
             Item(name="input attention", attended=L * S * S, dense=L * S * S),
             head,
         )
     own_softmax = structure.cross in ("separate", "tied")
-    whole = shape.L_input
+    whole = run.all_inputs
     items = []
     if skip and structure.memory == "same" and objective.loss == "targets":
-        whole -= 1
-        if structure.memory_is_free:
+        whole = run.inputs
+        if structure.memory_is_free and run.last_input:
             items.append(Item(name="last input layer, keys and values", linear=2 * S * p.key_value))
     items += [
         Item(name="input layers", linear=whole * 2 * S * p.layer),
         Item(name="input attention", attended=whole * input_pairs, dense=whole * S * S),
-        Item(name="target layers", linear=shape.L * 2 * T * p.layer),
+        Item(name="target layers", linear=run.targets * 2 * T * p.layer),
         Item(
             name="target attention",
-            attended=shape.L * (objective.attended or T * S + triangle(T)),
-            dense=shape.L * (T * S + T * T),
+            attended=run.targets * (objective.attended or T * S + triangle(T)),
+            dense=run.targets * (T * S + T * T),
         ),
     ]
     if own_softmax:
-        items.append(Item(name="cross queries and outputs", linear=shape.L * 2 * T * (p.query + p.out)))
+        items.append(Item(name="cross queries and outputs", linear=run.targets * 2 * T * (p.query + p.out)))
     if not structure.memory_is_free:
-        items.append(Item(name="memory keys and values", linear=shape.L * 2 * S * p.key_value))
+        items.append(Item(name="memory keys and values", linear=run.targets * 2 * S * p.key_value))
     return (*items, head)
 
 
 def forward(
-    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int
+    structure: Structure,
+    shape: Shape,
+    options: Options,
+    objective: Objective | Form,
+    V: int,
+    active: Active | None = None,
 ) -> dict[str, int]:
-    """FLOPs of one example's forward pass under each convention. objective: of one form, or a form of it."""
+    """FLOPs of one example's forward pass under each convention. objective: of one form, or a form of it. active: the layers
+    that run (default: all)."""
     pair = 4 * shape.N * shape.H  # a query-key product and a weighted value
-    executed = bill(structure, shape, options, objective, V)
-    published = bill(structure, shape, options, objective, V, skip=False)
+    executed = bill(structure, shape, options, objective, V, active=active)
+    published = bill(structure, shape, options, objective, V, skip=False, active=active)
     body = parameters(structure, shape, options, objective, V).body
+    if active is not None:
+        body -= _skipped(structure, shape, options, objective, V, active)
     return {
         "exact": sum(item.linear + pair * item.attended for item in executed),
         "dense": sum(item.linear + pair * item.dense for item in executed),
         "6nd": 2 * body * objective.length,
         "textbook": sum(item.linear + pair * item.attended for item in published),
     }
+
+
+def _skipped(
+    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int, active: Active
+) -> int:
+    """Parameters of the layers that do not run."""
+
+    def body(**depths: int) -> int:
+        return parameters(structure, replace(shape, **depths), options, objective, V).body
+
+    now = body()
+    skipped = (shape.L - active.targets) * (body(L=shape.L + 1) - now)
+    if not structure.encoder_only and structure.stacks == "separate":
+        skipped += (shape.L_input - active.all_inputs) * (body(L_input=shape.L_input + 1) - now)
+    return skipped
 
 
 def body_per_token(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> float:
@@ -207,8 +258,39 @@ def refreshes(run: Run, steps: int) -> int:
     return -(-steps // int(run.optimizer.extra["interval"])) if run.optimizer.curvature else 0
 
 
+@lru_cache(maxsize=4096)
+def _operation(run: Run, V: int, kind: str, form: int, active: Active | None) -> dict[str, int]:
+    """Of one example; of an update, or an average, of the whole."""
+    shape_of = forms(run.objective)[form]
+    spends = dict.fromkeys(UNITS, 0)
+    if kind == "update":
+        return spends | {"steps": 1}
+    if kind == "average":
+        return spends
+    flops = forward(run.structure, run.shape, run.options, shape_of, V, active)
+    if kind == "forward":
+        return spends | flops
+    assert kind == "train", kind
+    return spends | {convention: 3 * amount for convention, amount in flops.items()} | {"tokens": shape_of.length}
+
+
+def operation(
+    run: Run, V: int, kind: str, examples: int, form: int = 0, active: Active | None = None
+) -> dict[str, int]:
+    """What an operation (lab.method) on so many examples spends, in every unit: tokens are those that are trained on, steps are
+    updates. active: the layers that run (default: all)."""
+    if kind == "hessian":
+        return refresh(run, V)
+    spends = _operation(run, V, kind, form, active)
+    return {unit: amount * examples for unit, amount in spends.items()} if examples else spends
+
+
 def train_step(run: Run, V: int) -> dict[str, float]:
-    """What one step spends, in every unit; the mean over a cycle where steps take several forms, or not all make an estimate."""
+    """What one step spends, in every unit; the mean over a cycle where steps take several forms, or not all make an estimate, and
+    over the whole run where it has a technique or a table of reference times."""
+    if _by_ledger(run):
+        spends = planned(run, V)
+        return {unit: amount / steps(run, V) for unit, amount in spends.items()}
     if run.optimizer.curvature:
         interval, extra = int(run.optimizer.extra["interval"]), refresh(run, V)
         return {unit: price + extra[unit] / interval for unit, price in prices(run, V)[0].items()}
@@ -223,8 +305,14 @@ def budget_unit(run: Run) -> str:
     return run.budget.convention if run.budget.unit == "flops" else run.budget.unit
 
 
+def _by_ledger(run: Run) -> bool:
+    """Whether what a run spends is no sum over its steps' forms: the ledger is asked, step by step."""
+    return run.technique is not None or run.budget.reference is not None
+
+
 def spent(run: Run, V: int, steps: int) -> dict[str, int]:
-    """What the first `steps` steps spend, in every unit."""
+    """What the first `steps` steps of a run without a technique spend, in every unit."""
+    assert not _by_ledger(run)
     each = prices(run, V)
     counts = [steps] if len(each) == 1 else Course(run.objective, run.seed.data).counts(steps)
     extra, times = refresh(run, V), refreshes(run, steps)
@@ -236,6 +324,10 @@ def spent(run: Run, V: int, steps: int) -> dict[str, int]:
 
 def steps(run: Run, V: int) -> int:
     """Whole steps nearest to the budget; raises ValueError where not even one fits."""
+    if _by_ledger(run):
+        from lab.ledger import simulated  # which counts with this module
+
+        return simulated(run, V).steps
     unit, course = budget_unit(run), Course(run.objective, run.seed.data)
     each, extra = [price[unit] for price in prices(run, V)], refresh(run, V)[unit]
     if len(each) == 1 and not extra and run.budget.amount >= each[0] / 2:
@@ -260,9 +352,19 @@ def steps(run: Run, V: int) -> int:
     return low + 1
 
 
-def planned(run: Run, V: int) -> dict[str, int]:
-    """Everything the run will spend, in every unit."""
+def planned(run: Run, V: int) -> dict[str, Any]:
+    """Everything the run will spend, in every unit; whole numbers, but reference seconds. Where a technique's steps depend on what
+    they find (selective_backprop) it is what is expected (`is_expected`), else what is spent, to the last digit."""
+    if _by_ledger(run):
+        from lab.ledger import simulated
+
+        return dict(simulated(run, V).spent)
     return spent(run, V, steps(run, V))
+
+
+def is_expected(run: Run) -> bool:
+    """Whether `planned` is no more than what is expected."""
+    return run.technique is not None and run.technique.name == "selective_backprop"
 
 
 # ---- serving: what a conversation costs --------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from lab.structure import Structure
 
 Params = dict[str, Any]
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+KEEP = "keep"  # beside the parameters: {"inputs", "targets": [depth]}, which layers run (lab.techniques)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,16 +183,19 @@ class Transformer:
 
     # ---- depth -----------------------------------------------------------------------------------------------------
 
-    def _fold(self, body, carry, stacks: list[tuple[str, Any]]):
-        """Applies `body(layers, carry)` at each depth; `layers` are the Layer modules of the given stacks there."""
+    def _fold(self, body, carry, stacks: list[tuple[str, Any]], keep: Array | None = None):
+        """Applies `body(layers, carry)` at each depth; `layers` are the Layer modules of the given stacks there. keep: [depth],
+        whether they run; those that do not are not executed, and hand on what they are given."""
 
-        def at_depth(carry, params_at_depth):
+        def at_depth(carry, at):
+            params_at_depth, kept = at
             merged = [nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, params_at_depth, strict=True)]
-            return body(merged, carry), None
+            return _unless_skipped(kept, partial(body, merged), carry, lambda carry: carry), None
 
         layers = [p for _, p in stacks]
-        if jax.tree.leaves(layers)[0].shape[0] == 0:
+        if (depth := jax.tree.leaves(layers)[0].shape[0]) == 0:
             return carry
+        layers = layers, None if keep is None else keep[:depth]
         if self.remat:
             at_depth = jax.checkpoint(at_depth, prevent_cse=not self.scan)
         if self.scan:
@@ -200,11 +204,13 @@ class Transformer:
             carry, _ = at_depth(carry, jax.tree.map(lambda p, i=index: p[i], layers))
         return carry
 
-    def _at_the_end(self, body, carry, stacks: list[tuple[str, Any]]):
-        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths."""
+    def _at_the_end(self, body, carry, stacks: list[tuple[str, Any]], keep: Array | None, skipped):
+        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths; skipped(carry): what a layer
+        that does not run hands on."""
 
         def last(carry, layers):
-            return body([nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, layers, strict=True)], carry)
+            merged = [nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, layers, strict=True)]
+            return _unless_skipped(None if keep is None else keep[-1], partial(body, merged), carry, skipped)
 
         layers = [jax.tree.map(lambda p: p[-1], p) for _, p in stacks]
         return (jax.checkpoint(last) if self.remat else last)(carry, layers)
@@ -218,6 +224,7 @@ class Transformer:
             lambda layers, x: _self_layer(layers[0], x, positions_S, causal=causal, segments=segments),
             x_BSD,
             [(stack, params[stack]["layers"])],
+            _kept(params, "inputs" if stack == "input" and not self.structure.encoder_only else "targets"),
         )
         return rms_norm(x_BSD, params[stack]["norm_D"])
 
@@ -237,6 +244,7 @@ class Transformer:
             ),
             y_BTD,
             [(stack, params[stack]["layers"])],
+            _kept(params, "targets"),
         )
         return memory_BSD, rms_norm(y_BTD, params[stack]["norm_D"])
 
@@ -246,6 +254,7 @@ class Transformer:
         stacks = [(name, params[name]["layers"]) for name in self.stacks]
         whole = stacks if score_inputs else [(name, jax.tree.map(lambda p: p[:-1], p)) for name, p in stacks]
         first_norm, last_norm = params[self.stacks[0]]["norm_D"], params[self.stacks[-1]]["norm_D"]
+        keep = _kept(params, "targets")
 
         if self.structure.stacks == "shared":
             positions_n = np.concatenate([positions_S, positions_T])
@@ -253,12 +262,15 @@ class Transformer:
                 lambda layers, z: _joint_layer(layers[0], z, positions_n, S, segments, merged=merged, causal=causal),
                 jnp.concatenate([x_BSD, y_BTD], axis=1),
                 whole,
+                keep,
             )
             if not score_inputs:
                 y_BTD = self._at_the_end(
                     lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, segments, merged=merged),
                     z_BnD,
                     stacks,
+                    keep,
+                    lambda z: z[:, S:],
                 )
                 return x_BSD, rms_norm(y_BTD, last_norm)
             z_BnD = rms_norm(z_BnD, first_norm)
@@ -272,9 +284,20 @@ class Transformer:
                 x = _self_layer(layers[0], x, positions_S, causal=causal, segments=_among_inputs(segments))
             return x, y
 
-        xy = self._fold(advance, (x_BSD, y_BTD), whole)
-        x_BSD, y_BTD = xy if score_inputs else self._at_the_end(partial(advance, keep_inputs=False), xy, stacks)
+        xy = self._fold(advance, (x_BSD, y_BTD), whole, keep)
+        if not score_inputs:
+            xy = self._at_the_end(partial(advance, keep_inputs=False), xy, stacks, keep, lambda xy: xy)
+        x_BSD, y_BTD = xy
         return rms_norm(x_BSD, first_norm), rms_norm(y_BTD, last_norm)
+
+
+def _kept(params: Params, stream: str) -> Array | None:
+    """[depth], whether the layers of a stream run; None where all do. It comes with the parameters, and is none of them."""
+    return params[KEEP][stream] if KEEP in params else None
+
+
+def _unless_skipped(kept: Array | None, run: Callable[[Any], Any], carry: Any, skipped: Callable[[Any], Any]) -> Any:
+    return run(carry) if kept is None else jax.lax.cond(kept, run, skipped, carry)
 
 
 def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:
