@@ -6,6 +6,7 @@ Three streams serve all objectives: windows of text within a document (lab.data.
 
 import numpy as np
 
+from lab import cost
 from lab.data.examples import Examples, count_windows
 from lab.data.packed import Packed, count_rows
 from lab.data.pairs import Pairs, count_pairs
@@ -24,6 +25,8 @@ class Batches:
         self.run, self.tokenizer = run, corpus.tokenizer
         self.course, self.forms = Course(o, seed), forms(o)
         self._method = method_of(run)
+        if self._method.one_epoch:
+            epochs(run, cost.steps(run, run.V))  # which refuses what would come again
         self._sentinels = o.ul2_spans if o.name == "ul2" else 0
         count = run.evaluation.examples
         self.held_out: list[tuple[Form, Batch]]

@@ -103,5 +103,5 @@ def remembered(history: jax.Array, scored: jax.Array, losses_B: jax.Array) -> tu
 def probability(history: jax.Array, scored: jax.Array, losses_B: jax.Array, beta: float) -> jax.Array:
     """[B], of keeping an example: the share of the history that is no higher, to the power of beta."""
     there = jnp.arange(len(history)) < scored
-    lower_B = jnp.sum((history <= losses_B[:, None]) & there, axis=1)
+    lower_B = jnp.sum((history[None, :] <= losses_B[:, None]) & there[None, :], axis=1)
     return (lower_B / jnp.minimum(scored, len(history))) ** beta

@@ -116,7 +116,7 @@ def dials(**changed):
         (lambda: Optimizer(learning_rate=1.0, decay=0.2), "cosine decays from the end of warm-up"),
         (lambda: Optimizer(learning_rate=1.0, schedule="cosin"), "use one of cosine, linear, wsd"),  # type: ignore[arg-type]
         (lambda: Budget(amount=-1.0), r"budget\.amount = -1\.0"),
-        (lambda: Budget(unit="hours", amount=1.0), "use one of flops, tokens, steps"),  # type: ignore[arg-type]
+        (lambda: Budget(unit="hours", amount=1.0), "use one of flops, reference_seconds, tokens, steps"),  # type: ignore[arg-type]
         (lambda: Data(manifest="abc", train_tokens=5), r"data\.manifest"),
         (lambda: dials(cross="none", memory="final"), "encoder-only, with one bidirectional stream"),
         (lambda: dials(inputs="both"), r"structure\.inputs = 'both': use one of bidirectional, causal"),
