@@ -267,21 +267,25 @@ def _plain_step(
 ) -> tuple[dict[str, Any], jax.Array, jax.Array]:
     """One optimizer step: parameters and optimizer, loss, gradient norm before clipping."""
     loss, gradient = _of_form(p, state["params"], batch, form, keep)
-    norm = optax.tree.norm(gradient)
-    if p.doublings:
-        params, states = _grown_step(p, state, gradient, hyper, rate)
-        return {"params": params, "optimizer": states[0], "grown": states[1:]}, loss, norm
-    optimizer = _optimizer(p, hyper, rate, state["params"])
     extra = {"curvature": functools.partial(curvature, p, state["params"], batch)} if p.hessian_examples else {}
+    return updated(p, state, gradient, hyper, rate, **extra), loss, optax.tree.norm(gradient)
+
+
+def updated(
+    p: Program, state: dict[str, Any], gradient: Params, hyper: Hyperparameters, rate: jax.Array, **extra: Any
+) -> dict[str, Any]:
+    """Parameters and optimizer after an update by this gradient."""
+    if p.doublings:
+        return _of_generations(p, state, gradient, hyper, rate)
+    optimizer = _optimizer(p, hyper, rate, state["params"])
     update, inner = optimizer.update(gradient, state["optimizer"], state["params"], **extra)
-    params = optax.apply_updates(state["params"], update)
-    return {"params": params, "optimizer": inner}, loss, norm
+    return {"params": optax.apply_updates(state["params"], update), "optimizer": inner}
 
 
-def _grown_step(
+def _of_generations(
     p: Program, state: dict[str, Any], gradient: Params, hyper: Hyperparameters, rate: jax.Array
-) -> tuple[Params, tuple[Any, ...]]:
-    """As _plain_step, of layers that joined at different times: each generation by the state of its own, all clipped as one."""
+) -> dict[str, Any]:
+    """As `updated`, of layers that joined at different times: each generation by the state of its own, all clipped as one."""
     params = generations.split(state["params"], p.doublings)
     gradients = generations.split(generations.clipped(gradient, hyper["clip"]), p.doublings)
     moved, states = [], []
@@ -289,7 +293,8 @@ def _grown_step(
         update, inner = _optimizer(p, hyper, rate, own).update(g, inner, own)
         moved.append(optax.apply_updates(own, update))
         states.append(inner)
-    return generations.join(moved), tuple(states)
+    optimizer, *grown = states
+    return {"params": generations.join(moved), "optimizer": optimizer, "grown": tuple(grown)}
 
 
 def _optimizer(p: Program, hyper: Hyperparameters, rate: Any, params: Params) -> Any:
@@ -397,14 +402,14 @@ def compiled(p: Program) -> Compiled:
 
     with mesh.traced_on(alone):
         beside = {name: _places(part) for name, part in one.items() if name != "params"}
-        start_beside = _compile(jitted(functools.partial(_beside_params, p), alone, beside).lower(one["params"]))
+        start_beside = compile_lowered(jitted(functools.partial(_beside_params, p), alone, beside).lower(one["params"]))
 
         def losses_of_targets(form: Form, params: Params, batch: Batch) -> jax.Array:
             return token_losses(p.model, form, params, batch)[:, -form.T :]
 
         held_out = mesh.of_batch(alone, evaluate.BATCH)
         evaluation = {
-            form: _compile(
+            form: compile_lowered(
                 jitted(functools.partial(losses_of_targets, form), alone, mesh.everywhere(alone)).lower(
                     one["params"], shapes([form], (evaluate.BATCH,), held_out)
                 )
@@ -428,7 +433,7 @@ def compiled(p: Program) -> Compiled:
             number(k, dtype=jnp.int32) if len(p.forms) > 1 else None,
             {name: number(k, *many, *shape) for name, shape in p.inside.fed},
         )
-        step = _compile(lowered)
+        step = compile_lowered(lowered)
 
     rows = mesh.my_rows(p.mesh, p.inside.examples) if not many else range(p.inside.examples)
 
@@ -504,7 +509,8 @@ def _memory(program: jax.stages.Compiled) -> int | None:
     return int(sizes - counted.alias_size_in_bytes)
 
 
-def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """With the options that suit the backend."""
     try:
         return lowered.compile(compiler_options=hardware.COMPILER_OPTIONS.get(jax.default_backend()))
     except jax.errors.JaxRuntimeError as error:
