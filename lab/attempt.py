@@ -175,7 +175,8 @@ class Attempt:
         return self.seconds_before + self.clock.elapsed / self.sharing
 
     def take(self, rows: range) -> tuple[float, int, Batch, dict[str, np.ndarray]]:
-        """Learning rate, form, batch (those rows of it) and what the method hands it, of the step that comes next, which is charged."""
+        """Learning rate, form, batch (those rows of it) and what the method hands it, of the step that comes next, which is
+        charged."""
         rate = learning_rate(self.run.optimizer, self.ledger.share_in_step)
         form, batch = self.batches.step(self.ledger.steps, rows)
         fed = self.ledger.method.feed(self.ledger.moment) if self.run.technique else {}

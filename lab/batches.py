@@ -92,8 +92,10 @@ def epochs(run: Run, steps: int) -> float:
     if len(forms(run.objective)) == 1 or run.objective.name != "pairs":
         method, there = method_of(run), count_examples(run.data, run.objective)[0]
         if method.one_epoch and (read := method.read(steps)) > there:
-            raise ValueError(f"technique: the run reads {read:,} examples, those of its holdout model among them, and the corpus has "
-                             f"{there:,}, none of which may come again: lower the budget or mega_batch, or use more text")  # fmt: skip
+            raise ValueError(
+                f"technique: the run reads {read:,} examples, those of its holdout model among them, and the corpus has {there:,}, "
+                "none of which may come again: lower the budget or mega_batch, or use more text"
+            )
         return method.read(steps) / there
     counts, taken = count_pairs(run.data, _shapes(run.objective))[0], Course(run.objective, run.seed.data).counts(steps)
     return max(n * run.batch / count if count else 0.0 for n, count in zip(taken, counts, strict=True))

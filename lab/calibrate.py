@@ -1,8 +1,8 @@
 """Measures reference times (lab.reference_times) on the device at hand: each operation that some runs need, by itself.
 
-Compiled as training compiles it, run on one batch over and over, each run waited for (`block_until_ready`); compilation and the first
-runs are not counted. The median is what is charged; the mean and the number of runs are recorded beside it. A device that is
-shared gives numbers of that hour: measure on an idle one.
+Compiled as training compiles it, run on one batch over and over, each run waited for (`block_until_ready`); compilation and
+the first runs are not counted. The median is what is charged; the mean and the number of runs are recorded beside it. A device
+that is shared gives numbers of that hour: measure on an idle one.
 """
 
 import functools

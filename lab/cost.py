@@ -353,8 +353,8 @@ def steps(run: Run, V: int) -> int:
 
 
 def planned(run: Run, V: int) -> dict[str, Any]:
-    """Everything the run will spend, in every unit; whole numbers, but reference seconds. Where a technique's steps depend on what
-    they find (selective_backprop) it is what is expected (`is_expected`), else what is spent, to the last digit."""
+    """Everything the run will spend, in every unit; whole numbers, but reference seconds. Where a technique's steps depend on
+    what they find (selective_backprop) it is what is expected (`is_expected`), else what is spent, to the last digit."""
     if _by_ledger(run):
         from lab.ledger import simulated
 

@@ -1,7 +1,7 @@
 """Layers that joined at different times, and what each generation of them has of its own: the state of its optimizer.
 
-A model's layers are one array by depth. After k doublings of the depth its first 1/2^k are the oldest, as many after them joined at
-the first doubling, twice as many at the second, and so on. The oldest generation has all that is no layer beside it.
+A model's layers are one array by depth. After k doublings of the depth its first 1/2^k are the oldest, as many after them
+joined at the first doubling, twice as many at the second, and so on. The oldest generation has all that is no layer beside it.
 
 Optimizers count their steps, and correct by it for moments that began at zero: of all parameters that one count is right for
 none that joined later (their first step by Adam would be 3.2 times too long at betas of 0.9 and 0.999).

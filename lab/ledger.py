@@ -1,8 +1,9 @@
 """What a run has spent, in every unit. The ledger, not a step counter, says when a run ends and how far it is.
 
-Each step is charged the operations that it executes (lab.method), at the prices of lab.cost and, in seconds, of a table of reference
-times; stop, learning rate, growth and drops follow the spent share of the budget, in the budget's own unit. `simulated` lets a
-ledger run by itself: it is how a plan knows what a run with a technique, or with a budget of seconds, will spend.
+Each step is charged the operations that it executes (lab.method), at the prices of lab.cost and, in seconds, of a table of
+reference times; stop, learning rate, growth and drops follow the spent share of the budget, in the budget's own unit.
+`simulated` lets a ledger run by itself: it is how a plan knows what a run with a technique, or with a budget of seconds, will
+spend.
 """
 
 import bisect
@@ -177,8 +178,8 @@ class Whole:
 
 
 def simulated(run: Run, V: int) -> Whole:
-    """What the run spends. The same additions in the same order as in training, and so the same to the last digit; where it depends
-    on what steps find, what they find on average."""
+    """What the run spends. The same additions in the same order as in training, and so the same to the last digit; where it
+    depends on what steps find, what they find on average."""
     rate = replace(run.optimizer, learning_rate=1.0)
     return _simulated(replace(run, optimizer=rate, seed=Seed(data=run.seed.data), revision=0), V)
 

@@ -31,8 +31,8 @@ class Operation(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Before a step: how many were taken, the stage, the form that the step takes, the share of the budget that is spent, and what
-    will be once the step is, if it is charged as a plain one."""
+    """Before a step: how many were taken, the stage, the form that the step takes, the share of the budget that is spent, and
+    what will be once the step is, if it is charged as a plain one."""
 
     step: int
     stage: int
@@ -160,7 +160,7 @@ class Method:
         """Raises ValueError where the program can not run so."""
         name = self.run.technique.name if self.run.technique else ""
         require(pack == 1 or self.packs, "pack", pack,
-                f"of runs side by side what {name} skips would be computed, and each is at a stage of its own: use 1")  # fmt: skip
+                f"of runs side by side what {name} skips would be computed, and each has stages of its own: use 1")  # fmt: skip
 
 
 def method(run: Run, plain_steps: float = 1.0) -> Method:

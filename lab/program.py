@@ -189,8 +189,8 @@ def _total(p: Program, form: Form, params: Params, part: Batch, drawn: jax.Array
 
 
 def example_losses(p: Program, params: Params, batch: Batch) -> jax.Array:
-    """[examples] of a batch in the program's form: nats, the mean over an example's scored tokens. As many at a time as a gradient
-    is taken of."""
+    """[examples] of a batch in the program's form: nats, the mean over an example's scored tokens. As many at a time as a
+    gradient is taken of."""
     (form,) = p.forms
     parts = _parts(len(batch.labels), p.batch // p.execution.microbatches)
 

@@ -1,9 +1,9 @@
 """Reference System Time: what an operation takes on a reference machine, in seconds (Kaddour et al. 2023, "No Train No Gain",
 arXiv 2307.06440, section 2).
 
-A table is a JSON file that `lab calibrate` measures on the device at hand, or one of the published ones that are shipped. A run that
-refers to one (by the SHA-256 of its bytes) counts the seconds of all that it executes, wherever it really runs; a budget of
-reference_seconds is one of them. An operation that the table lacks is refused by its key: nothing is guessed.
+A table is a JSON file that `lab calibrate` measures on the device at hand, or one of the published ones that are shipped. A
+run that refers to one (by the SHA-256 of its bytes) counts the seconds of all that it executes, wherever it really runs; a
+budget of reference_seconds is one of them. An operation that the table lacks is refused by its key: nothing is guessed.
 
 A key is `subject/kind/layers xexamples`. The subject says what is computed (structure, sizes but for depth, options, lengths,
 vocabulary, precision); updates, averages and estimates of the Hessian also name the optimizer or technique. Of published tables
@@ -110,14 +110,18 @@ def _read(path: Path, _: int) -> Table:
         if content["schema"] != SCHEMA:
             raise KeyError(f"schema {content['schema']!r}; this version reads {SCHEMA}")
         entries = content["entries"]
-        seconds = {name: float(entry["seconds"] if isinstance(entry, dict) else entry) for name, entry in entries.items()}
+        seconds = {
+            name: float(entry["seconds"] if isinstance(entry, dict) else entry) for name, entry in entries.items()
+        }
         table = Table(entries=seconds, microbatch=content["microbatch"], machine=content["machine"],
                       source=content["source"], sha256=hashlib.sha256(text).hexdigest(), path=str(path))  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a table of reference times ({error})") from error
     wrong = [name for name, value in seconds.items() if not 0 <= value < float("inf")]
     if wrong or not all(name.rpartition(" x")[2].isdigit() for name in seconds):
-        raise ValueError(f"{path}: not a table of reference times (keys end in ' x' and a number, and seconds are positive)")
+        raise ValueError(
+            f"{path}: not a table of reference times (keys end in ' x' and a number, and seconds are positive)"
+        )
     return table
 
 

@@ -25,8 +25,8 @@ from lab.parametrization import Parametrization
 from lab.structure import Structure
 from lab.technique import Technique
 
-# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 each optimizer's own hyperparameters, the
-# parametrization, the technique and the budget's reference times.
+# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 each optimizer's own hyperparameters,
+# the parametrization, the technique and the budget's reference times.
 SCHEMA = 3
 
 
@@ -122,8 +122,9 @@ BudgetUnit = Literal["flops", "reference_seconds", "tokens", "steps"]
 class Budget:
     """How much, in one unit. Stop and schedules are functions of the spent share of it.
 
-    reference: the SHA-256 of a table of reference times (lab.reference_times), which lies at `reference_path` (null: it is one that
-    is shipped) and whose seconds are counted; a budget of reference_seconds needs one. The path is not part of the run's identity.
+    reference: the SHA-256 of a table of reference times (lab.reference_times), which lies at `reference_path` (null: it is one
+    that is shipped) and whose seconds are counted; a budget of reference_seconds needs one. The path is not part of the run's
+    identity.
     """
 
     unit: BudgetUnit = "flops"

@@ -1,7 +1,7 @@
 """What claims to train faster, in numbers: which settings each technique has, what they are where nothing is said, their ranges.
 
-As with optimizers (lab.hyperparameters), no number that a run depends on is left to the code: each is resolved when a `Technique` is
-made and is written into run.json. What the techniques do is lab.techniques'; docs/techniques.md has the sources.
+As with optimizers (lab.hyperparameters), no number that a run depends on is left to the code: each is resolved when a
+`Technique` is made and is written into run.json. What the techniques do is lab.techniques'; docs/techniques.md has the sources.
 """
 
 from collections.abc import Mapping

@@ -379,7 +379,8 @@ def _next_steps(
     them."""
     room, many = p.execution.steps_per_dispatch, (p.pack,) if p.pack > 1 else ()
     batches = [
-        np.zeros((s.shape[0], *many, len(rows), s.shape[-1]), np.int32) for s in shapes(p.forms, (room, p.inside.examples))
+        np.zeros((s.shape[0], *many, len(rows), s.shape[-1]), np.int32)
+        for s in shapes(p.forms, (room, p.inside.examples))
     ]
     fed = {name: np.zeros((room, *many, *shape), np.float32) for name, shape in p.inside.fed}
     chosen, rates = np.zeros(room, np.int32), np.zeros((room, *many), np.float32)

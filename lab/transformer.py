@@ -205,8 +205,8 @@ class Transformer:
         return carry
 
     def _at_the_end(self, body, carry, stacks: list[tuple[str, Any]], keep: Array | None, skipped):
-        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths; skipped(carry): what a layer
-        that does not run hands on."""
+        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths; skipped(carry): what
+        a layer that does not run hands on."""
 
         def last(carry, layers):
             merged = [nnx.merge(self._graph[name], p) for (name, _), p in zip(stacks, layers, strict=True)]

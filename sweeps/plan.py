@@ -159,7 +159,16 @@ def _shortened(messages: list[str]) -> list[str]:
 
 
 def _program(run: Run) -> tuple[Any, ...]:
-    return (run.structure, run.shape, run.options, run.objective, run.batch, run.precision, run.optimizer.name, run.technique)
+    return (
+        run.structure,
+        run.shape,
+        run.options,
+        run.objective,
+        run.batch,
+        run.precision,
+        run.optimizer.name,
+        run.technique,
+    )
 
 
 def describe_arm(template: Run) -> str:

@@ -12,7 +12,8 @@ from lab.spec import Run
 
 
 class Averaging(Method):
-    """What is evaluated, hashed and handed on is an average of the parameters on the way, while training goes on from the last."""
+    """What is evaluated, hashed and handed on is an average of the parameters on the way, while training goes on from the
+    last."""
 
     def operations(self, at: Moment) -> tuple[Operation, ...]:
         return (*self.plain(at), Operation("average", 0))
@@ -23,8 +24,8 @@ class Averaging(Method):
 
 
 class Ema(Averaging):
-    """The exponential moving average with this `decay` (Polyak and Juditsky 1992; Tarvainen and Valpola 2017), after n steps with the
-    smaller of it and (1 + n) / (10 + n), so that a short run is not held to its start (TensorFlow's `num_updates`)."""
+    """The exponential moving average with this `decay` (Polyak and Juditsky 1992; Tarvainen and Valpola 2017), after n steps
+    with the smaller of it and (1 + n) / (10 + n), so that a short run is not held to its start (TensorFlow's `num_updates`)."""
 
     copies = 1
 

@@ -18,8 +18,8 @@ PLACE = 2**40  # of the seed's examples: those of lab.objectives are below
 
 class LayerDropping(Method):
     """Progressive layer dropping (Zhang and He 2020, arXiv 2010.13369), by the spent share of the budget as in No Train No Gain:
-    layer i of L (from 1) is skipped with probability p_max i / L, where p_max = 1 - (theta + (1 - theta) exp(-gamma t)) rises from
-    0 to 1 - theta. A layer that is skipped is the identity, and is not executed; all layers are evaluated.
+    layer i of L (from 1) is skipped with probability p_max i / L, where p_max = 1 - (theta + (1 - theta) exp(-gamma t)) rises
+    from 0 to 1 - theta. A layer that is skipped is the identity, and is not executed; all layers are evaluated.
 
     Which are skipped is a function of (seed, step): one draw for a step, at equal depths the same of both streams, as its T5 code
     does (its BERT code draws for each micro-batch). As in its code, what stays is not divided by the probability to stay. The

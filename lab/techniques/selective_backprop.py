@@ -14,13 +14,13 @@ PLACE = 2**41  # of the seed's examples: those of lab.objectives are below
 
 
 class SelectiveBackprop(Method):
-    """Jiang et al. 2019 (arXiv 1910.00762): each example's loss is looked up among the last `history` losses, and the example is kept
-    with the probability (share of them that are no higher)^beta. What is kept waits until there is a batch of it.
+    """Jiang et al. 2019 (arXiv 1910.00762): each example's loss is looked up among the last `history` losses, and the example
+    is kept with the probability (share of them that are no higher)^beta. What is kept waits until there is a batch of it.
 
     A step scores as many examples as a batch has, and makes an update where a batch is waiting; so what it spends depends on what
-    it finds, and is charged when it is known: one forward pass, and an update's operations with each update. A plan states what is
-    expected: one example in beta + 1 is kept. As in No Train No Gain's code the history has the examples' own losses in it, and
-    kept examples beyond a batch wait for the next; the chance is drawn from (seed, step).
+    it finds, and is charged when it is known: one forward pass, and an update's operations with each update. A plan states
+    what is expected: one example in beta + 1 is kept. As in No Train No Gain's code the history has the examples' own losses
+    in it, and kept examples beyond a batch wait for the next; the chance is drawn from (seed, step).
     """
 
     packs = False
@@ -57,8 +57,8 @@ class SelectiveBackprop(Method):
 
 @dataclass(frozen=True)
 class Kept(Inside):
-    """losses: of the last `history` examples, in a ring; scored: of how many in all. waiting: examples that are kept, in an array for
-    two batches; `waits` of them are there."""
+    """losses: of the last `history` examples, in a ring; scored: of how many in all. waiting: examples that are kept, in an
+    array for two batches; `waits` of them are there."""
 
     beta: float = 1.0
     history: int = 1
@@ -66,7 +66,12 @@ class Kept(Inside):
     def start(self, params: Any, batch: Batch) -> dict[str, Any]:
         rows = Batch(*(jnp.zeros((2 * self.examples, array.shape[-1]), jnp.int32) for array in batch))
         zero = jnp.zeros((), jnp.int32)
-        return {"losses": jnp.zeros(self.history, jnp.float32), "scored": zero, "waiting": rows._asdict(), "waits": zero}
+        return {
+            "losses": jnp.zeros(self.history, jnp.float32),
+            "scored": zero,
+            "waiting": rows._asdict(),
+            "waits": zero,
+        }
 
     def step(self, tools: Tools, state: dict[str, Any], batch: Batch, fed: dict[str, Any]) -> Any:
         B, own = self.examples, {name: state[name] for name in ("params", "optimizer")}

@@ -9,9 +9,9 @@ from lab.spec import Run
 
 
 class Stacking(Method):
-    """Gong et al. 2019 ("Efficient training of BERT by progressively stacking"), as No Train No Gain uses it: a model of a part of
-    the depth is trained, and at given shares of the budget (`first`, `second`, `third`) a copy of all its layers is put on top,
-    `doublings` times. Token tables, heads and norms beside the layers go on; the learning rate does too.
+    """Gong et al. 2019 ("Efficient training of BERT by progressively stacking"), as No Train No Gain uses it: a model of a
+    part of the depth is trained, and at given shares of the budget (`first`, `second`, `third`) a copy of all its layers is
+    put on top, `doublings` times. Token tables, heads and norms beside the layers go on; the learning rate does too.
 
     The first layers start as the whole model's do. What joins has an optimizer's state of its own, so that its first update is a
     first update; the copies of No Train No Gain start so too (its `reset_optim` is read by nothing, and torch's Adam counts by

@@ -8,8 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lab import reference_times
-from lab.spec import Run
+from lab.spec import Budget, Run, Seed
 from sweeps.cli.runs import read
 from sweeps.plan import plan
 from sweeps.study import load
@@ -55,9 +54,11 @@ def runs_of(what: str, preset: str) -> list[Run]:
     path = Path(what)
     if path.suffix == ".json" or path.is_dir():
         return [read(path)[0]]
-    found: dict[tuple[object, ...], Run] = {}
+    found: dict[Run, Run] = {}
     for row in plan(load(what, preset)).unique.values():
         run = row.run
-        alike = replace(run.optimizer, learning_rate=1.0)
-        found.setdefault((run.structure, run.shape, run.options, run.objective, run.batch, run.precision, alike, run.technique), run)  # fmt: skip
+        alike = replace(
+            run, seed=Seed(), budget=Budget(amount=1.0), optimizer=replace(run.optimizer, learning_rate=1.0)
+        )
+        found.setdefault(alike, run)
     return list(found.values())

@@ -3,8 +3,8 @@
     git worktree add /tmp/before <commit without the hooks>
     python tests/benchmarks/technique_hooks.py /tmp/before
 
-Each round starts a process for either checkout, which trains one small run with a warm cache of compiled programs and prints seconds
-a step of its loop alone (evaluation and set-up are not in it). Prints the medians and the median ratio.
+Each round starts a process for either checkout, which trains one small run with a warm cache of compiled programs and prints
+seconds a step of its loop alone (evaluation and set-up are not in it). Prints the medians and the median ratio.
 """
 
 import os

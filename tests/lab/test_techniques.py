@@ -1,4 +1,5 @@
-"""Techniques: each against its paper's formula written anew, a plain run where its settings do nothing, and what it is charged."""
+"""Techniques: each against its paper's formula written anew, a plain run where its settings do nothing, and what it is
+charged."""
 
 import contextlib
 from dataclasses import replace
@@ -187,8 +188,8 @@ def test_generations_are_taken_apart_and_put_together(doublings, base):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_layers_that_join_are_copies_and_take_a_first_step(optimizer):
-    """Of the layers that joined the update is that of an optimizer that has just begun; of the others that of one that has gone on.
-    Both optimizers are run here by themselves, on the same gradient."""
+    """Of the layers that joined the update is that of an optimizer that has just begun; of the others that of one that has
+    gone on. Both optimizers are run here by themselves, on the same gradient."""
     run = make_run(technique=technique("stacking", doublings=1), shape=DEEP,
                    optimizer=Optimizer(name=optimizer, learning_rate=0.01, clip=0.5))  # fmt: skip
     small, large = (program(run, ONE, stage=stage) for stage in (0, 1))
@@ -223,7 +224,10 @@ def test_layers_that_join_are_copies_and_take_a_first_step(optimizer):
     for wanted, got in zip((old, new), generations.split(after["params"], 1), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), wanted, got)
     if optimizer == "adamw":  # by hand: entries of a first step by Adam are the rate's size, where decay is taken out
-        moved = after["params"]["shared"]["layers"]["mlp_norm_D"][2:] - grown["params"]["shared"]["layers"]["mlp_norm_D"][2:]
+        moved = (
+            after["params"]["shared"]["layers"]["mlp_norm_D"][2:]
+            - grown["params"]["shared"]["layers"]["mlp_norm_D"][2:]
+        )
         large_g = np.abs(np.asarray(gradient["shared"]["layers"]["mlp_norm_D"][2:])) > 1e-6
         np.testing.assert_allclose(np.abs(np.asarray(moved))[large_g], 0.01, rtol=0.02)
     assert jax.tree.structure(after) == jax.tree.structure(compiled(large).state)
@@ -236,7 +240,9 @@ def test_depth_doubles_at_its_shares_of_what_is_spent():
     while ledger.fits:
         at.append((ledger.stage, ledger.share))
         ledger.charge()
-    assert [min(share for stage, share in at if stage == s) for s in (0, 1, 2)] == pytest.approx([0, 0.125, 0.3], abs=0.01)
+    assert [min(share for stage, share in at if stage == s) for s in (0, 1, 2)] == pytest.approx(
+        [0, 0.125, 0.3], abs=0.01
+    )
     assert max(share for stage, share in at if stage == 0) < 0.125 < 0.3 <= min(s for stage, s in at if stage == 2)
 
 
@@ -299,7 +305,9 @@ def test_a_skipped_layer_is_not_there(structure, loss, scan):
     wanted, of_small = jax.jit(lambda q: loss_and_gradient(small, q, batch))(cut)
     assert float(loss_of) == pytest.approx(float(wanted), rel=1e-6)
     for name in stacks:
-        for g, w in zip(jax.tree.leaves(gradient[name]["layers"]), jax.tree.leaves(of_small[name]["layers"]), strict=True):
+        for g, w in zip(
+            jax.tree.leaves(gradient[name]["layers"]), jax.tree.leaves(of_small[name]["layers"]), strict=True
+        ):
             np.testing.assert_allclose(g[kept], w, rtol=2e-4, atol=1e-6)
             assert not np.asarray(g)[~kept].any()
     priced = cost.forward(run.structure, run.shape, run.options, run.objective, run.V, cost.Active(2, 1, True))
