@@ -93,7 +93,7 @@ def epochs(run: Run, steps: int) -> float:
         method, there = method_of(run), count_examples(run.data, run.objective)[0]
         if method.one_epoch and (read := method.read(steps)) > there:
             raise ValueError(
-                f"technique: the run reads {read:,} examples, those of its holdout model among them, and the corpus has {there:,}, "
+                f"technique: the run reads {read:,} examples, its holdout model's among them, and the corpus has {there:,}, "
                 "none of which may come again: lower the budget or mega_batch, or use more text"
             )
         return method.read(steps) / there

@@ -462,7 +462,9 @@ def compiled(p: Program) -> Compiled:
         return {"params": params, **start_beside(params)}
 
     def enter(before: Any, seed: int) -> dict[str, Any]:
-        entered = p.inside.enter(_tools(p), before, lambda: init(seed))
+        # Compiled, so that no two arrays of a state share what is donated to the next step.
+        tools = replace(_tools(p), start=jax.jit(functools.partial(initial_optimizer, p)))
+        entered = p.inside.enter(tools, before, lambda: init(seed))
         if alone.devices == 1:
             return entered
         return jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), entered, one)

@@ -79,9 +79,8 @@ class Kept(Inside):
         history, scored = remembered(state["losses"], state["scored"], losses_B)
         keep_B = fed["drawn"] < probability(history, scored, losses_B, self.beta)
         place_B = jnp.where(keep_B, state["waits"] + jnp.cumsum(keep_B) - 1, 2 * B)  # beyond the end: nowhere
-        waiting = Batch(*(
-            array.at[place_B].set(new, mode="drop") for array, new in zip(state["waiting"].values(), batch, strict=True)
-        ))  # fmt: skip
+        before = Batch(**state["waiting"])  # by name: a program hands back dicts in another order
+        waiting = Batch(*(a.at[place_B].set(new, mode="drop") for a, new in zip(before, batch, strict=True)))
         waits = state["waits"] + jnp.sum(keep_B)
         enough = waits >= B
 
