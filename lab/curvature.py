@@ -3,7 +3,8 @@
 gauss_newton   algorithm 2: B times the square of the gradient of the mean loss on labels that the model itself draws, B being
                the scored positions. One forward and one backward pass.
 hutchinson     algorithm 1: u times the Hessian's product with u, of a standard normal u. A backward pass through a training
-               step: of a product with a matrix 8 products instead of 3, of one of two activations 9 (lab.cost).
+               step: of a product with a matrix 8 products instead of 3, of one of two activations 9 (and 7 of
+               a token table's second factor: lab.cost).
 """
 
 from collections.abc import Callable

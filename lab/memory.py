@@ -16,7 +16,7 @@ Letters as in lab.cost.
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 
-from lab import cost
+from lab import cost, seen
 from lab.execution import Execution
 from lab.forms import Form, forms
 from lab.ledger import method_of
@@ -108,17 +108,18 @@ def _kept(run: Run, V: int) -> int:
         return (
             MOMENTS[run.optimizer.name] * cost.parameters(run.structure, run.shape, run.options, run.objective, V).total
         )
-    return _in_state(run.structure, run.shape, run.options, V, run.optimizer.name)
+    places = seen.places(run.objective, run.options)
+    return _in_state(run.structure, run.shape, run.options, V, places, run.optimizer.name)
 
 
 @lru_cache(maxsize=4096)
-def _in_state(structure: Structure, shape: Shape, options: Options, V: int, optimizer: str) -> int:
+def _in_state(structure: Structure, shape: Shape, options: Options, V: int, places: int, optimizer: str) -> int:
     import jax
 
     from lab.optimizers import OPTIMIZERS, no_numbers
     from lab.transformer import Transformer
 
-    model = Transformer(structure=structure, shape=shape, options=options, V=V, sep=0, pad=0)
+    model = Transformer(structure=structure, shape=shape, options=options, V=V, sep=0, pad=0, places=places)
     made = OPTIMIZERS[optimizer](no_numbers(optimizer), 0.0, None)
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(made.init, model.abstract())))
 
@@ -127,13 +128,19 @@ def _streams(run: Run, form: Form, attention: str) -> list[tuple[float, float]]:
     """Of one layer of each stream, for one example: numbers that are kept, and query-key pairs of all heads."""
     s, st, S, T = run.shape, run.structure, form.S, form.T
     heads = (3 + run.options.qk_norm) * s.N * s.H + (1 + run.options.qk_norm) * s.K * s.H
+    if run.options.mixing == "dense":
+        heads = s.N * s.H + s.K * s.H
     mlp = (cost.MLP_MATRICES[run.options.mlp] + 1) * s.F
     kept = 4 * s.D + heads + mlp
 
-    def pairs(queries: int, keys: int, *, causal: bool) -> float:
-        if attention == "fused":
+    def pairs(queries: int, keys: int, *, causal: bool, window: int | None = run.options.window) -> float:
+        if run.options.mixing == "dense" or (attention == "fused" and _fuses(run)):
             return 0.0
-        if attention == "reference" or not causal:
+        if attention == "reference" or (not causal and window is None):
+            return s.N * queries * keys
+        if window is not None:
+            keys = min(keys, (1 if causal else 2) * (window + HALF_A_BLOCK))
+        if keys < queries or not causal:
             return s.N * queries * keys
         return s.N * (queries * (keys - queries) + cost.triangle(queries) + queries * min(HALF_A_BLOCK, queries / 2))
 
@@ -142,5 +149,12 @@ def _streams(run: Run, form: Form, attention: str) -> list[tuple[float, float]]:
         return [inputs]
     if st.cross in ("separate", "tied"):
         reading = T * (4 * s.D + (1 + run.options.qk_norm) * s.N * s.H)
-        return [inputs, (T * kept + reading, pairs(T, T, causal=True) + pairs(T, S, causal=False))]
+        return [inputs, (T * kept + reading, pairs(T, T, causal=True) + pairs(T, S, causal=False, window=None))]
     return [inputs, (T * kept, pairs(T, S + T, causal=True))]
+
+
+def _fuses(run: Run) -> bool:
+    """Whether a fused kernel takes what is seen (lab.attention.fused): else blocks are computed in its place."""
+    o = run.options
+    apart = o.window is not None and run.structure.inputs == "bidirectional"
+    return o.encoding not in ("alibi", "t5") and o.turn is None and not apart

@@ -19,7 +19,15 @@ With m = D / base_D and l = L / base_L (of the layer's own stack), in the table 
       and their last matrix      1/branches      1/branches          1/base's branches   times the initial variance
     eps                          1               1                   1/m, in layers 1/(m l)
 
-Shapes are meant to grow alike: F / D and N H / D as in the base model, so that each matrix' fan-in grows as D does.
+Parameters of which one side alone grows with the width are lists of vectors, as token tables are (vector-like in Tensor Programs
+V): learned positions, and the factor E x D of a table, are drawn, scaled and trained as token tables; T5's biases of scores are
+drawn with their variance, and added as they are; matrices that mix tokens have the run's rate and decay. Of these two there are
+as many as heads, and in their eps N / base_N takes the place of m. The factor V x E has no side that grows, and nothing of it is
+scaled.
+
+Shapes are meant to grow alike: F / D and N H / D as in the base model, so that each matrix' fan-in grows as D does; an
+embedding width E stays as it is. CompleteP's multiplier of a branch comes after a sandwich's second norm. CompleteP is
+refused with norms after the sum and with layers that share weights (lab.spec), for which no table of depth is known.
 """
 
 import math

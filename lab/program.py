@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lab import evaluate, generations, hardware, mesh
+from lab import evaluate, generations, hardware, mesh, seen
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
 from lab.curvature import ESTIMATES
@@ -91,6 +91,7 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         unroll=execution.unroll,
         remat=execution.remat,
         attention=execution.attention,
+        places=seen.places(run.objective, run.options),
     )
     model = replace(whole, shape=method.stages[stage].shape)
     return Program(
@@ -118,7 +119,8 @@ def token_losses(
     at_once: int = LOGITS_AT_ONCE,
     drawn: jax.Array | None = None,
 ) -> jax.Array:
-    """(B, P) negative log-likelihoods in nats, float32, of every scored position; 0 where the label is PAD.
+    """(B, P) negative log-likelihoods in nats, float32, of every scored position; 0 where the label is PAD. Their gradient
+    is that of likelihood and z-loss (PaLM, arXiv 2204.02311), where options.z_loss has a weight.
 
     Where there are more than `at_once` logits the head runs over equal parts of the positions, and again over each in
     the backward pass: the logits of all of them are never there together. drawn: a key; the labels are then not the
@@ -132,7 +134,11 @@ def token_losses(
         logits = model.head(params, hidden)
         told = labels if drawn is None else jax.random.categorical(key[0], jax.lax.stop_gradient(logits))
         chosen = jnp.take_along_axis(logits, told[..., None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        log_Z = jax.nn.logsumexp(logits, axis=-1)
+        losses = log_Z - chosen
+        if drawn is None and (weight := model.options.z_loss):  # labels are drawn for the likelihood's curvature alone
+            z_loss = weight * jnp.square(log_Z)
+            losses += z_loss - jax.lax.stop_gradient(z_loss)
         return jnp.where(labels == model.pad, 0.0, losses) if form.name == "pairs" else losses
 
     parts = _parts(labels_BP.size, at_once // model.V)

@@ -2,7 +2,7 @@
 
     runs/<study>/plan.json                     every run of the study, complete, and its arm, budget, rung and replicate
     runs/<study>/runs/<run_id>/run.json        one Run (lab.spec), complete
-                               metrics.jsonl   one line per logged block of steps
+                               metrics.jsonl   a line with the schema, then one per logged block of steps
                                result.json     how it ended: `outcome` is deterministic, `measured` is not
                                checkpoints/    Orbax
                                history/        who held the run and which result counts (sweeps.history; not by `lab train`)
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+METRICS_SCHEMA = 1  # of metrics.jsonl, which says so in its first line
 PLAN, RUN, METRICS, RESULT = "plan.json", "run.json", "metrics.jsonl", "result.json"
 ATTEMPTS, HISTORY = "attempts", "history"
 PLACE = re.compile(rf"{ATTEMPTS}/\d{{4,}}-[0-9a-f]{{8}}")  # of an attempt, in its run's directory
@@ -131,13 +132,14 @@ def _anew(run_dir: Path) -> str:
 
 
 class MetricsWriter:
-    """metrics.jsonl, which begins with the lines `kept` (of a run that goes on: those up to its checkpoint)."""
+    """metrics.jsonl, which begins with its schema and the lines `kept` (of a run that goes on: those up to its checkpoint)."""
 
     def __init__(self, run_dir: Path, kept: Sequence[Mapping[str, Any]] = ()):
         self.path = Path(run_dir) / METRICS
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{METRICS}.{uuid.uuid4().hex[:8]}")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        lines = [{"schema": METRICS_SCHEMA}, *kept]
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         temporary.replace(self.path)
         self.file = self.path.open("a", encoding="utf-8")
 
@@ -151,17 +153,31 @@ class MetricsWriter:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Every line of metrics.jsonl up to the first that is torn, is no UTF-8 or is no object with a step, as a killed writer
-    or a broken disk leave them."""
+    or a broken disk leave them. Raises ValueError where the first names another schema; those of before name none."""
     path = Path(run_dir) / METRICS
     if not path.exists():
         return []
     lines = []
-    for text in path.read_bytes().splitlines():
+    for number, text in enumerate(path.read_bytes().splitlines()):
         try:
             line = json.loads(text.decode("utf-8"))
         except (ValueError, RecursionError):  # of which JSON's and UTF-8's errors are kinds
             break
+        if number == 0 and check_metrics(line, path):
+            continue
         if not isinstance(line, dict) or not isinstance(line.get("step"), (int, float)):
             break
         lines.append(line)
     return lines
+
+
+def check_metrics(line: Any, path: Path | str) -> bool:
+    """Whether a line of metrics.jsonl is its first, with the schema; raises ValueError where that is another version's."""
+    if not isinstance(line, dict) or "schema" not in line:
+        return False
+    if line["schema"] != METRICS_SCHEMA:
+        raise ValueError(
+            f"{path}: schema {line['schema']!r}, this version reads {METRICS_SCHEMA}; read it with the version that wrote it, "
+            "or move the file away to go on without its lines"
+        )
+    return True

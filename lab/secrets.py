@@ -1,8 +1,14 @@
 """Keys in this process's environment, and passwords in addresses, kept out of what is written down."""
 
+import contextlib
 import logging
 import os
 import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
 
 # Words that a variable's name ends in, or that stand before an underscore; the short ones between underscores only (a PATH
 # and a PWD are none).
@@ -33,3 +39,27 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
+
+
+def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As sys.excepthook: what a process dies of, redacted."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
+@contextlib.contextmanager
+def masked_threads() -> Iterator[None]:
+    """Meanwhile, what threads of this process die of is redacted."""
+    before = threading.excepthook
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        if issubclass(died.exc_type, SystemExit):  # how a thread may leave, as Python's own hook has it
+            return
+        name = died.thread.name if died.thread else "that is gone"
+        trace = traceback.format_exception(died.exc_type, died.exc_value, died.exc_traceback)
+        sys.stderr.write(redacted(f"Exception in thread {name}:\n{''.join(trace)}"))
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

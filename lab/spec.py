@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lab import seen
 from lab import structure as structures
 from lab.checks import check_choice, check_integer, check_number, nearest, require
 from lab.forms import MOST_FORMS, Objective, forms
@@ -25,8 +26,8 @@ from lab.parametrization import Parametrization
 from lab.structure import Structure
 from lab.technique import Technique
 
-# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 each optimizer's own hyperparameters,
-# the parametrization, the technique and the budget's reference times.
+# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 the model's options, each optimizer's
+# own hyperparameters, the parametrization, the technique and the budget's reference times.
 SCHEMA = 3
 
 
@@ -59,27 +60,76 @@ class Shape:
         )
 
 
+Mlp = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
+Norm = Literal["rms", "layer", "scale"]
+NormPlace = Literal["pre", "post", "sandwich"]
+Block = Literal["serial", "parallel"]
+Encoding = Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"]
+Mixing = Literal["attention", "dense"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all structures share. Each choice is one function and one dict line in lab.layers."""
+    """What all structures share (docs/options.md has sources and costs); what a structure or an objective can not carry is
+    refused by the run (lab.seen.check). A kind of MLP, norm or encoding is one function and one dict line: lab.mlps, lab.norms,
+    lab.positions."""
 
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp: Mlp = "swiglu"
+    norm: Norm = "rms"  # every norm but QK-norm, which is RMS
+    norm_place: NormPlace = "pre"
+    block: Block = "serial"  # parallel: the sublayers of a layer read one norm of its input, and are added
+    share_layers: bool = False  # one set of weights for all layers of a stack
     qk_norm: bool = True
     tied_embeddings: bool = True
+    embedding_width: int | None = None  # E: a token table is a product of V x E and E x D
+    logit_softcap: float | None = None
+    z_loss: float = 0.0  # times log(Z)^2 of each scored token, in the gradient alone
     # Whether the targets' positions go on where the inputs end, or start again at 0.
     positions: Literal["continue", "restart"] = "continue"
+    encoding: Encoding = "rope"  # how positions enter: lab.positions
+    window: int | None = None  # a query sees no key at this distance or beyond
+    turn: int | None = None  # bidirectional inputs see no later turn of so many tokens
+    mixing: Mixing = "attention"  # how tokens reach each other: lab.layers.MIXINGS
     parametrization: Parametrization = field(default_factory=Parametrization)
 
     def __post_init__(self):
-        check_choice("options.mlp", self.mlp, Literal["swiglu", "gelu"])
+        for name, kind in (("mlp", Mlp), ("norm", Norm), ("norm_place", NormPlace), ("block", Block)):
+            check_choice(f"options.{name}", getattr(self, name), kind)
         check_choice("options.positions", self.positions, Literal["continue", "restart"])
-        for name in ("qk_norm", "tied_embeddings"):
+        check_choice("options.encoding", self.encoding, Encoding)
+        check_choice("options.mixing", self.mixing, Mixing)
+        if self.window is not None:
+            check_integer("options.window", self.window, 1)
+        if self.turn is not None:
+            check_integer("options.turn", self.turn, 2)  # of 1 are causal inputs
+        for name in ("share_layers", "qk_norm", "tied_embeddings"):
             require(
                 isinstance(getattr(self, name), bool),
                 f"options.{name}",
                 getattr(self, name),
                 "use true or false",
             )
+        if self.embedding_width is not None:
+            check_integer("options.embedding_width", self.embedding_width, 1)
+        if self.logit_softcap is not None:
+            check_number("options.logit_softcap", self.logit_softcap, 0.0, 1e6, open_low=True)
+        check_number("options.z_loss", self.z_loss, 0.0, 1.0)
+        self._check_parametrization()
+
+    def _check_parametrization(self) -> None:
+        name, where = self.parametrization.name, "options.parametrization.name"
+        if name == "completep":
+            require(self.norm_place != "post", where, name,
+                    "its table of depth is derived for a residual stream that nothing divides, and norm_place='post' normalises "
+                    "every sum: use norm_place 'pre' or 'sandwich', or mup")  # fmt: skip
+            require(not self.share_layers, where, name,
+                    "its table of depth is derived for layers that have weights of their own, and share_layers adds up their "
+                    "gradients: use share_layers=False, or mup")  # fmt: skip
+
+    def __str__(self) -> str:
+        """Those that are not the default: 'mlp gelu, norm layer'."""
+        chosen = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        return ", ".join(f"{name} {value}" for name, value, default in chosen if value != default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +258,7 @@ class Run:
             loss=self.objective.loss,
             objective=self.objective.name,
         )
+        seen.check(self.structure, self.options, self.objective, self.evaluation.splits)
         self._check_optimizer()
         self._check_technique()
         if self.objective.name == "pairs":
@@ -247,6 +298,8 @@ class Run:
             require(self.optimizer.name != "schedule_free_adamw", "technique.name", name,
                     "schedule_free_adamw averages parameters already: use another optimizer")  # fmt: skip
         if self.technique is not None and name == "stacking":
+            require(not self.options.share_layers, "options.share_layers", True,
+                    "stacking copies layers to a greater depth, and one layer serves at all depths here: use false")  # fmt: skip
             scaling = self.options.parametrization.name
             require(not self.technique.boundaries or scaling != "completep", "options.parametrization.name", scaling,
                     "its multipliers follow the depth, which stacking changes: use 'standard' or 'mup'")  # fmt: skip

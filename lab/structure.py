@@ -58,6 +58,10 @@ class Structure:
         do the same, and a reply stays where it is. Else a conversation's replies are read anew as inputs."""
         return self.joint and self.cross == "merged" and self.inputs == "causal" and positions == "continue"
 
+    def memory_is_one(self, share_layers: bool) -> bool:
+        """One layer reads one memory at every depth, so its keys and values are projected once."""
+        return share_layers and self.memory == "final"
+
     @property
     def name(self) -> str:
         """The named point, or the dials' values joined by dashes."""
@@ -82,6 +86,12 @@ STRUCTURES: dict[str, Structure] = {
     "encoder_only": _structure("none", "shared", "same", "bidirectional"),
 }
 LADDER = ("encoder_decoder", "tied_cross", "merged_cross", "shared_stacks", "prefix_lm", "decoder_only")
+# The dials that the ladder turns late, each turned alone (cross alone is merged_cross).
+ALONE = {
+    "only_shared": _structure("separate", "shared", "final", "bidirectional"),
+    "only_same_memory": _structure("separate", "separate", "same", "bidirectional"),
+    "only_causal": _structure("separate", "separate", "final", "causal"),
+}
 
 ALL_TWO_STREAM: tuple[Structure, ...] = tuple(
     _structure(*dials)

@@ -4,5 +4,6 @@ from sweeps.execute import run
 from sweeps.launch.settings import Settings
 from sweeps.plan import Plan, plan
 from sweeps.study import Match, Study, arm, corpus, load
+from sweeps.tune.tuning import Tuning
 
-__all__ = ["Match", "Plan", "Settings", "Study", "arm", "corpus", "load", "plan", "run"]
+__all__ = ["Match", "Plan", "Settings", "Study", "Tuning", "arm", "corpus", "load", "plan", "run"]

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from lab.data import load
@@ -13,7 +12,6 @@ from sweeps.launch.ray_node import Cluster
 from sweeps.launch.settings import Settings
 from sweeps.launch.slurm import Job
 from sweeps.plan import Plan
-from sweeps.signs import lost_flops
 from sweeps.store import Store
 
 log = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ def run(
     object store, such as gs://bucket/study, one of this machine with the same records.
 
     on: a Ray cluster, or jobs of a Slurm cluster, which are submitted and not waited for (default: this machine). workers:
-    processes that share the cores (default one a core), or GPUs to use (default all); on Ray, workers over the whole cluster
+    processes that share the cores (default one a core) or the GPUs (default one a GPU); on Ray, workers over the whole cluster
     (default as many as fit); on Slurm, jobs (default one). Runs that raised are recorded as failed and do not stop the
     others; `Store.retry` lets them be tried again. on_change: told, a line at a time, what the plan changes in one that is
     there (default: a warning).
@@ -47,7 +45,7 @@ def run(
     if isinstance(on, Job):
         slurm.submit(store.root, workers or 1, job=on, settings=settings)
         return store.records()
-    if settings is not None and (settings := within(store, settings)) is None:
+    if settings is not None and not within(store, settings):
         return store.records()
     if on is not None:
         ray_pool.start(store.root, on, workers=workers, settings=settings, on_poll=on_poll)
@@ -58,19 +56,17 @@ def run(
     return store.records()
 
 
-def within(store: Store, settings: Settings) -> Settings | None:
-    """The settings, their FLOPs less what failed and cancelled runs have spent until now, which workers do not count; None
-    where nothing may be begun any more, since FLOPs or time are over. Of several hosts all have to start: their first decides."""
-    if settings.until is not None and time.time() >= settings.until and not settings.hosts:
+def within(store: Store, settings: Settings) -> bool:
+    """Whether anything may be begun: neither FLOPs nor time are over. Of several hosts all have to start: their first decides."""
+    if settings.hosts:
+        return True
+    if settings.until is not None and time.time() >= settings.until:
         log.warning("the study's time is over: nothing more is begun")
-        return None
-    if settings.most_flops is None or not (lost := lost_flops(store)):
-        return settings
-    log.warning("of %.3g FLOPs, failed and cancelled runs have spent %.3g", settings.most_flops, lost)
-    if lost + store.spent() >= settings.most_flops and not settings.hosts:
-        log.warning("the study has spent its %.3g FLOPs: nothing more is begun", settings.most_flops)
-        return None
-    return replace(settings, most_flops=max(settings.most_flops - lost, 1.0))
+        return False
+    if settings.most_flops is not None and (spent := store.spent()) >= settings.most_flops:
+        log.warning("the study has spent %.3g of %.3g FLOPs: nothing more is begun", spent, settings.most_flops)
+        return False
+    return True
 
 
 def prepared(

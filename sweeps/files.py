@@ -2,7 +2,7 @@
 
 What the store needs of either: whole files or none, and `create`, of which exactly one of many callers wins. A directory gives
 that by a hard link to a whole file (one system call, on NFS too); gs:// and s3:// by a conditional put, which fsspec calls
-mode "create". Other schemes have no such thing and serve one worker.
+mode "create". Other schemes have no such thing and serve one worker, and so do servers that speak S3 and ignore the condition.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ CONDITIONAL_PUT = ("s3", "s3a", "gs", "gcs", "memory")
 
 
 class Files(Protocol):
-    """exclusive: whether `create` has one winner, so that several workers may share the study."""
-
-    exclusive: bool
+    @property
+    def exclusive(self) -> bool:
+        """Whether `create` has one winner, so that several workers may share the study."""
+        ...
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -45,6 +46,10 @@ class Files(Protocol):
         ...
 
     def exists(self, name: str) -> bool: ...
+
+    def modified(self, name: str) -> float | None:
+        """When it was written, in seconds since 1970; None where the store does not say. Raises FileNotFoundError."""
+        ...
 
     def remove(self, name: str) -> None:
         """Does nothing where it is not there."""
@@ -132,6 +137,9 @@ class Directory:
     def exists(self, name: str) -> bool:
         return self.path(name).exists()
 
+    def modified(self, name: str) -> float:
+        return self.path(name).stat().st_mtime
+
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
@@ -157,12 +165,28 @@ class Objects:
         import fsspec
 
         self.root = root.rstrip("/")
-        scheme = self.root.partition("://")[0]
+        self._exclusive: bool | None = None
+        self.conditional = self.root.partition("://")[0] in CONDITIONAL_PUT  # as far as fsspec goes
         try:
             self.system, self.prefix = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{root}: {error}; a directory needs nothing, gs:// gcsfs, s3:// s3fs") from error
-        self.exclusive = scheme in CONDITIONAL_PUT
+
+    @property
+    def exclusive(self) -> bool:
+        """Asked of the store itself, once: some that speak S3 take a conditional put and ignore its condition."""
+        if self._exclusive is None:
+            self._exclusive = self.conditional and self._keeps_conditions()
+        return self._exclusive
+
+    def _keeps_conditions(self) -> bool:
+        name = f".create-{uuid.uuid4().hex}"
+        try:
+            return self.create(name, b"") and not self.create(name, b"")
+        except NotImplementedError:
+            return False
+        finally:
+            self.remove(name)
 
     def __str__(self) -> str:
         return self.root
@@ -179,7 +203,7 @@ class Objects:
     def _new(self, name: str) -> str:
         """Its path, in a directory that is there, where the store has such."""
         path = self.path(name)
-        if not self.exclusive:
+        if not self.conditional:
             self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
         return path
 
@@ -207,6 +231,12 @@ class Objects:
 
     def exists(self, name: str) -> bool:
         return self.system.exists(self.path(name))
+
+    def modified(self, name: str) -> float | None:
+        try:
+            return self.system.modified(self.path(name)).timestamp()
+        except NotImplementedError:
+            return None
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -67,7 +67,7 @@ class Rule:
         return self.rate(size)
 
 
-# Fitted by `lab run learning_rate` (sweeps/studies/learning_rate.py; the measured points are in docs/learning-rate.md).
+# Fitted to the points of docs/learning-rate.csv (docs/learning-rate.md; `lab tune learning_rate` measures such points).
 LAB_COEFFICIENT, LAB_EXPONENT = 0.5301, -0.3314
 
 LEARNING_RATES: dict[str, Rule] = {
@@ -100,7 +100,10 @@ def learning_rate(rule: str | float, run: Run, V: int) -> float:
     if not isinstance(rule, str):
         return float(rule)
     if rule not in LEARNING_RATES:
-        raise ValueError(f"learning_rate = {rule!r}: {nearest(rule, list(LEARNING_RATES))}, or a number")
+        hint = nearest(rule, list(LEARNING_RATES))
+        raise ValueError(
+            f"learning_rate = {rule!r}: {hint}, or a number, or 'tuned:NAME' for rules that `lab tune` fitted"
+        )
     rate = LEARNING_RATES[rule](rule, Size.of(run, V))
     # Six digits: enough for any optimizer, and the same text on every machine's mathematics library.
     return float(f"{rate:.6g}") if math.isfinite(rate) else rate

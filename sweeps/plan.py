@@ -18,7 +18,8 @@ from lab.plan_file import Rows
 from lab.spec import Run, Seed, to_json
 from lab.structure import canonical
 from sweeps import ladder, match
-from sweeps.study import Study
+from sweeps.study import TUNING_SEEDS, Study
+from sweeps.tune.chosen import Chosen, chosen, described
 
 # Muennighoff et al. 2023: up to four epochs, repeated text is worth nearly as much as new text.
 MAX_EPOCHS = 4.0
@@ -102,6 +103,7 @@ class Plan:
                 "baseline": study.baseline,
                 "arms": {name: describe_arm(template) for name, template in study.arms.items()},
                 "match": dataclasses.asdict(study.match),
+                "learning_rates": described(study),
                 "data": {
                     "corpus": data.corpus,
                     "manifest": data.manifest,
@@ -122,8 +124,22 @@ def _row(planned: PlannedRun) -> dict[str, Any]:
 
 
 def plan(study: Study) -> Plan:
-    """Solves every cell of the study; raises ValueError for cells that can not be matched, with their residuals."""
+    """Solves every cell of the study; raises ValueError for cells that can not be matched, with their residuals, and for
+    seeds that are kept for tuning trials."""
+    solved = solve(study)
+    for row in solved.runs:
+        if max(row.run.seed.init, row.run.seed.data) >= TUNING_SEEDS:
+            raise ValueError(
+                f"study {study.name}: seed of arm {row.arm} = {row.run.seed}: seeds from 2^30 on are those of tuning trials, so "
+                "that a rate is never judged by the runs that chose it; use smaller ones"
+            )
+    return solved
+
+
+def solve(study: Study) -> Plan:
+    """As `plan`, with any seeds."""
     _check_comparable(study)
+    tuned = chosen(study)
     rows, unmatched, said = [], [], []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -131,7 +147,7 @@ def plan(study: Study) -> Plan:
             for rung in study.rungs(budget_index):
                 cell = []
                 for arm in study.arms:
-                    found = list(_replicates(study, arm, budget_index, rung, _sized(study, arm, rung, budget)))
+                    found = list(_replicates(study, arm, budget_index, rung, _sized(study, arm, rung, budget, tuned)))
                     worst = max(found, key=lambda row: abs(row.residual))
                     if abs(off := worst.residual) > study.match.tolerance:
                         unmatched.append(f"{arm} rung {rung} (D={worst.run.shape.D}) at {budget:.3g}: {off:+.2%}")
@@ -144,6 +160,7 @@ def plan(study: Study) -> Plan:
             f"steps: {'; '.join(unmatched[:6])}{' ...' if len(unmatched) > 6 else ''}; lower the batch, raise the budget, or "
             "drop the largest rungs"
         )
+    said += tuned.notes((row.arm, row.run) for row in rows) if tuned else []
     said += _check_epochs(study, rows)
     said += _left_out(study)
     said += _same_functions(study, rows)
@@ -179,10 +196,11 @@ def describe_arm(template: Run) -> str:
         else f"{s.cross} cross-attention, {s.stacks} stacks, {s.memory} memory, {s.inputs} inputs"
     )
     o = template.objective
-    return f"{dials}; {'' if o.name == 'lm' else f'objective {o.name}, '}loss on {o.loss}"
+    options = f"; {template.options}" if str(template.options) else ""
+    return f"{dials}; {'' if o.name == 'lm' else f'objective {o.name}, '}loss on {o.loss}{options}"
 
 
-def _sized(study: Study, arm: str, rung: int, budget: float) -> Run:
+def _sized(study: Study, arm: str, rung: int, budget: float, tuned: Chosen | None) -> Run:
     """The arm's template at this rung and budget, with its steps and its learning rate solved."""
     run = replace(study.arms[arm], shape=study.sizes_of(arm)[rung], batch=study.batch)
     if study.match.quantity == "parameters":
@@ -193,6 +211,8 @@ def _sized(study: Study, arm: str, rung: int, budget: float) -> Run:
     run = match.set_budget(run, budget, quantity=study.match.quantity, convention=study.match.convention)
     if isinstance(study.learning_rate, tuple):
         return run
+    if tuned is not None:
+        return tuned.applied(arm, run)
     rate = ladder.learning_rate(study.learning_rate, run, run.V)
     return replace(run, optimizer=replace(run.optimizer, learning_rate=rate))
 
@@ -298,7 +318,7 @@ def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
         members = list(of_arms.values())
         for i, a in enumerate(members):
             for b in members[i + 1 :]:
-                if a.run.objective == b.run.objective and a.run.shape == b.run.shape:
+                if (a.run.objective, a.run.shape, a.run.options) == (b.run.objective, b.run.shape, b.run.options):
                     longest = max(form.S for form in forms(a.run.objective))
                     one, other = (canonical(x.run.structure, L=x.run.shape.L, S=longest, loss=x.run.objective.loss)
                                   for x in (a, b))  # fmt: skip

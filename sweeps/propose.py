@@ -215,6 +215,7 @@ def _cell(study: Study, arm: str, shape: Shape, budget: float) -> PlannedRun:
         baseline=study.baseline if study.baseline in arms else arm,
         budgets=(budget,),
         sizes=sizes,
+        rules={name: other for name, other in study.rules.items() if name in arms},
         window=1,
         seeds=1,
         extra_seeds={},

@@ -76,9 +76,11 @@ class Queue:
             if (claim := self._claim(other)) is not None:
                 yield claim
 
-    def count_like(self, row: Row) -> int:
-        """Runs of the window that share a program with `row`."""
-        return len(self._like(row))
+    def share(self, row: Row, workers: int) -> int:
+        """Of the runs of the window that share a program with `row`, and itself, how many one of `workers` workers takes
+        together, so that all have something to do: all of them where there are programs for every worker."""
+        others = {self.program[run_id] for run_id in self._window} - {self.program[row["run_id"]]}
+        return -(-(1 + len(self._like(row))) // -(-workers // (1 + len(others))))
 
     def _like(self, row: Row) -> list[Row]:
         program = self.program[row["run_id"]]

@@ -1,14 +1,14 @@
 """What is shown of one run: its state, and how far it is."""
 
-import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lab import records
 from sweeps.files import Files
 from sweeps.index import Ended
 
-TAIL_BYTES = 8192  # of metrics.jsonl, read for its last line
+TAIL_BYTES = 8192  # of metrics.jsonl: some 40 lines
 State = Literal["waiting", "running", "done", "diverged", "failed", "cancelled", "damaged"]
 
 
@@ -31,16 +31,27 @@ def of_ended(e: Ended) -> Status:
 
 
 def last_metrics(files: Files, name: str) -> dict[str, Any]:
-    """The last whole line with a training loss, looked for at the file's end only."""
-    try:
-        lines = files.tail(name, TAIL_BYTES).splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, RecursionError):  # torn: the writer is at it, or was killed
-            content = json.loads(line)
-            if isinstance(content, dict) and "loss" in content:
-                numbers = {k: content.get(k, 0) for k in ("step", "loss", "share")}
-                if all(isinstance(value, int | float) for value in numbers.values()):
-                    return numbers
+    """Step, loss and share of the last whole line with a training loss; {} where there is none."""
+    for line in reversed(tail(files, name)):
+        numbers = {k: line.get(k, 0) for k in ("step", "loss", "share")}
+        if all(isinstance(value, int | float) for value in numbers.values()):
+            return numbers
     return {}
+
+
+def tail(files: Files, name: str) -> list[dict[str, Any]]:
+    """The whole lines with a training loss at the end of a metrics.jsonl. Raises ValueError where the line with the schema lies
+    there too, and is another version's."""
+    try:
+        texts = files.tail(name, TAIL_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):  # the first is cut; and the writer is at the last, or was killed
+            continue
+        if not records.check_metrics(line, f"{files}/{name}") and isinstance(line, dict) and "loss" in line:
+            found.append(line)
+    return found

@@ -87,9 +87,21 @@ class Store:
     def check_shared(self) -> None:
         """Raises ValueError where it can not be told which of several workers was first."""
         if not self.files.exclusive:
+            ignores = isinstance(self.files, Objects) and self.files.conditional
+            why = (
+                "this server let one object be created twice, though asked to do so only where there was none (a put with "
+                "If-None-Match), and so"
+                if ignores
+                else "this kind of store"
+            )
+            schemes = (
+                "a server that keeps conditions"
+                if ignores
+                else "one of " + ", ".join(f"{s}://" for s in CONDITIONAL_PUT)
+            )
             raise ValueError(
-                f"{self.files}: this kind of store can not say which of two workers was first, so that only one may work on "
-                f"it: use --workers 1, a directory, or one of {', '.join(f'{scheme}://' for scheme in CONDITIONAL_PUT)}"
+                f"{self.files}: {why} can not say which of two workers was first, so that only one may work on it: use "
+                f"--workers 1, a directory, or {schemes}"
             )
 
     def check_alone(self, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -246,6 +258,7 @@ class Store:
                 self.files.remove(f"{directory}/{FAILED}")
             result = result or records.parse_json(text, name)
         outcome = (result or {}).get("outcome", {})
+        own = outcome.get("spent", {}).get("exact", 0)
         ended = Ended(
             run_id=run_id,
             began=history.began(),
@@ -253,7 +266,7 @@ class Store:
             state=last.content["status"],
             step=outcome.get("steps"),
             loss=outcome.get("loss"),
-            exact=outcome.get("spent", {}).get("exact", 0),
+            exact=own + self._spent_in_vain(run_id, history, last),
             attempts=self._attempts(history),
             reason=last.content.get("reason", ""),
         )
@@ -304,7 +317,15 @@ class Store:
             while (last := history.last()) is None or last.kind not in ("ended", "cancelled"):
                 event = history.append(last, "cancelled", by=Owner.here().host)
                 if event is not None:  # else something else happened to it just now: look again
-                    self.index.add(Ended(run_id=run_id, began=history.began(), event=event.number, state="cancelled"))
+                    self.index.add(
+                        Ended(
+                            run_id=run_id,
+                            began=history.began(),
+                            event=event.number,
+                            state="cancelled",
+                            exact=self._spent_in_vain(run_id, history, event),
+                        )
+                    )
                     cancelled += 1
                     break
         return cancelled
@@ -320,9 +341,41 @@ class Store:
     # ---- status -------------------------------------------------------------------------------------------------
 
     def spent(self) -> int:
-        """Exact FLOPs of the runs that have ended."""
+        """Exact FLOPs of every attempt at a run of the plan: of results as they say, of others as far as their metrics say, where
+        steps that were trained twice, after a death, count twice."""
         self.index.refresh()
-        return sum(one.exact for one in self.index)
+        begun = self.files.names("runs")
+        looked_at = (run_id for run_id in begun if run_id in self.runs and run_id not in self.index)
+        return sum(self._spent(run_id) for run_id in list(looked_at)) + sum(one.exact for one in self.index)
+
+    def _spent(self, run_id: str) -> int:
+        """By a run that is not in the index; 0 of one that has ended, which then is."""
+        try:
+            history = self.history(run_id)
+            last = history.last()
+            if last is not None and last.kind == "ended":
+                self._complete(run_id, last, reading=True)
+                return 0
+            return self._spent_in_vain(run_id, history, last)
+        except (ValueError, FileNotFoundError):  # damaged, or being deleted: nobody knows
+            return 0
+
+    def _spent_in_vain(self, run_id: str, history: History, last: Event | None) -> int:
+        """Exact FLOPs of the attempts at a run, but for the one whose result counts: each has spent what lies between the step
+        that it began from and the one that it wrote of last."""
+        counts = (
+            last.content["attempt"] if last is not None and last.content.get("status") in ("done", "diverged") else None
+        )
+        planned, share = self.runs.get(run_id, {}).get("planned"), 0.0
+        if planned is None:  # of an earlier plan
+            return 0
+        for number in history.numbers():
+            event = history.read(number)
+            if event.kind == "attempt" and event.directory != counts:
+                with contextlib.suppress(ValueError):  # metrics of another version
+                    line = last_metrics(self.files, f"{self._directory(run_id)}/{event.directory}/{records.METRICS}")
+                    share += max(0.0, line.get("share", 0.0) - event.content.get("from_step", 0) / planned["steps"])
+        return round(share * planned["exact"])
 
     def left(self) -> list[str]:
         """Runs that have not ended, in the plan's order."""

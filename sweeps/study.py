@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lab.data import describe
 from lab.data.locate import locate
@@ -22,6 +22,11 @@ from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Run, Shape,
 from lab.structure import STRUCTURES, Structure
 
 SHIPPED = Path(__file__).parent / "studies"
+TUNINGS = Path(__file__).parent / "tunings"
+TUNED = "tuned:"  # what a learning rate begins with that is each arm's own rule, in a file that `lab tune` wrote
+# Seeds from here on are those of tuning trials, and of no study: points that were chosen are trained anew (no winner's curse).
+TUNING_SEEDS = 2**30
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,9 @@ class Study:
     """Arms are Run templates: shape, budget, batch, learning rate and seeds are filled in by the plan.
 
     sizes: the ladder that all arms share, or one for each arm. Budget i uses `window` neighbouring rungs from rung i
-    on, so that a shape compiles once and serves several budgets. learning_rate: a rule of sweeps.ladder or a number.
+    on, so that a shape compiles once and serves several budgets. learning_rate: a rule of sweeps.ladder, a number, several
+    to sweep, or "tuned:NAME": each arm by its own rule, as `lab tune` fitted it (a name in sweeps/rules, or a .json file).
+    rules: {arm: the arm of that file whose rule it takes}, where that is another.
     seeds: replicates of every cell; extra_seeds: {(budget index, rung index): replicates} for measuring the noise.
     """
 
@@ -60,6 +67,7 @@ class Study:
     batch: int
     window: int = 4
     learning_rate: str | float | tuple[float, ...] = "lab"
+    rules: Mapping[str, str] = field(default_factory=dict)
     seeds: int = 1
     extra_seeds: Mapping[tuple[int, int], int] = field(default_factory=dict)
     match: Match = field(default_factory=Match)
@@ -76,6 +84,11 @@ class Study:
         require(ascending, "study.budgets", self.budgets, "give positive budgets in ascending order, each once")
         require(self.window >= 1, "study.window", self.window, "use at least 1 rung at each budget")
         require(self.seeds >= 1, "study.seeds", self.seeds, "use at least 1")
+        for arm in self.rules:
+            require(arm in self.arms, "study.rules", arm, nearest(arm, list(self.arms)))
+        tuned = isinstance(self.learning_rate, str) and self.learning_rate.startswith(TUNED)
+        remedy = f"only learning_rate = '{TUNED}NAME' has a rule for each arm; use that, or leave rules empty"
+        require(tuned or not self.rules, "study.rules", dict(self.rules), remedy)
         for arm in self.arms:
             need = self.window + len(self.budgets) - 1
             have = len(self.sizes_of(arm))
@@ -168,45 +181,61 @@ def corpus(
     return replace(data, **settings) if settings else data
 
 
-def shipped() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.py")) if path.stem != "__init__"}
+def shipped(directory: Path = SHIPPED) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(directory.glob("*.py")) if path.stem != "__init__"}
 
 
 def load(name: str, preset: str = "small", data: Data | None = None) -> Study:
     """A shipped study by its name, or a file by its path. data: the text it is asked on, instead of its own; the study's
     name then ends in that of the text."""
-    path = shipped().get(name)
+    if name in shipped(TUNINGS) and name not in shipped():
+        raise ValueError(f"study {name!r}: this is a tuning; use `lab tune {name}`")
+    made, source = define("study", Study, shipped(), name, preset, data)
+    return (
+        replace(made, source=source) if data is None else replace(made, source=source, name=named_on(made.name, data))
+    )
+
+
+def define(
+    what: str, kind: type[T], known: Mapping[str, Path], name: str, preset: str, data: Data | None
+) -> tuple[T, str]:
+    """What the function `what` of a file returns, which has to be of this kind, and the words by which it is found again. The
+    file is one of the `known`, by its name, or any, by its path. Raises ValueError, naming the file, for whatever is wrong."""
+    path = known.get(name)
     if path is None:
         path = Path(name)
         if path.suffix != ".py" or not path.exists():
-            hint = nearest(name, list(shipped()))
+            hint = nearest(name, list(known))
             raise ValueError(
-                f"study {name!r}: no shipped study and no file of that name; {hint}, or give a path to a .py file"
+                f"{what} {name!r}: no shipped {what} and no file of that name; {hint}, or give a path to a .py file"
             )
-    spec = importlib.util.spec_from_file_location(f"bitterlab_study_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"bitterlab_{what}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-        make = getattr(module, "study", None)
+        make = getattr(module, what, None)
         if not callable(make):
-            raise ValueError("defines no function `study(preset)`; the README shows a whole study in 30 lines")
+            more = "; the README shows a whole study in 30 lines" if what == "study" else "; docs/tuning.md shows one"
+            raise ValueError(f"defines no function `{what}(preset)`{more}")
         presets = list(getattr(module, "PRESETS", [preset]))
         require(preset in presets, "preset", preset, nearest(preset, presets))
         if data is not None and "data" not in inspect.signature(make).parameters:
             raise ValueError(
-                "takes no other data: let it be `def study(preset=..., data=None)`, and use `data or corpus(...)`"
+                f"takes no other data: let it be `def {what}(preset=..., data=None)`, and use `data or corpus(...)`"
             )
         made = make(preset) if data is None else make(preset, data=data)
     except Exception as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Study):
-        raise ValueError(f"{path}: `study` returned {type(made).__name__}, not a sweeps.Study")
+    if not isinstance(made, kind):
+        raise ValueError(f"{path}: `{what}` returned {type(made).__name__}, not a sweeps.{kind.__name__}")
     source = name if preset == "small" else f"{name} --preset {preset}"
-    if data is None:
-        return replace(made, source=source)
-    return replace(made, source=f"{source} --data {data.path or data.corpus}", name=f"{made.name}-{name_of(data)}")
+    return made, source if data is None else f"{source} --data {data.path or data.corpus}"
+
+
+def named_on(name: str, data: Data) -> str:
+    return f"{name}-{name_of(data)}"
 
 
 def name_of(data: Data) -> str:

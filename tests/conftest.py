@@ -5,6 +5,9 @@ import os
 if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+# Most tests compile for seconds what then runs for milliseconds: machine code is not optimized for them, here and in the
+# processes that they start; programs are the same.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
@@ -20,7 +23,19 @@ def strict_jax(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
     """Caches of tests are their own, shared by one session so that a corpus is built once."""
-    monkeypatch.setenv("BITTERLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("BITTERLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def compiled_as_users_have_it(request, monkeypatch):
+    """Slow tests, and those of fits, which run for longer than they compile."""
+    if request.path.parent.name == "analysis" or request.node.get_closest_marker("slow"):
+        jax.config.update("jax_disable_most_optimizations", False)
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    else:
+        jax.config.update("jax_disable_most_optimizations", True)

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from lab.spec import to_json
 from runs import make_run
 from sweeps.cli.main import COMMANDS, main
 from sweeps.files import files_at
+from sweeps.launch import worker
 from sweeps.launch.ray_node import Cluster
+from sweeps.launch.worker import main as worker_main
 from sweeps.mirror import Mirror
 from sweeps.store import Store
 
@@ -200,6 +203,55 @@ def test_a_traceback_has_no_keys_in_a_process_of_its_own():
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and "Traceback" in done.stderr and "[HF_TOKEN]" in done.stderr
     assert "nowhere-at-all" not in done.stdout + done.stderr
+
+
+DIES = """
+import os, sys, threading
+from lab import secrets
+
+def dies():
+    raise RuntimeError("no: " + os.environ["HF_TOKEN"])
+
+sys.excepthook = secrets.excepthook
+with secrets.masked_threads():
+    for target in (sys.exit, dies):
+        thread = threading.Thread(target=target, name="claim r")
+        thread.start()
+        thread.join()
+print("goes on")
+dies()
+"""
+
+
+def test_what_threads_and_processes_die_of_has_no_keys():
+    """And is said as Python says it: a thread that leaves says nothing, the process ends with status 1."""
+    environment = {**os.environ, "HF_TOKEN": "0123456789abcdef"}
+    done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 1 and done.stdout == "goes on\n" and "0123456789abcdef" not in done.stderr
+    assert done.stderr.count("RuntimeError: no: [HF_TOKEN]") == 2 and done.stderr.count("Exception in thread") == 1
+    assert done.stderr.startswith("Exception in thread claim r:\nTraceback (most recent call last):\n")
+
+
+@pytest.mark.parametrize("start", [main, worker_main], ids=["command", "worker"])
+def test_threads_of_the_command_and_of_workers_have_no_keys(monkeypatch, capsys, tmp_path, start):
+    monkeypatch.setenv("GITHUB_PAT", "0123456789abcdef")
+
+    def dies() -> None:
+        raise RuntimeError(f"no: {os.environ['GITHUB_PAT']}")
+
+    def fails(*_: object) -> None:
+        thread = threading.Thread(target=dies)
+        thread.start()
+        thread.join()
+
+    monkeypatch.setitem(COMMANDS, "status", lambda: fails())
+    monkeypatch.setattr(worker, "_main", fails)
+    monkeypatch.setattr(sys, "argv", ["lab", "status" if start is main else str(tmp_path)])
+    before = threading.excepthook
+    start()
+    said = capsys.readouterr().err
+    assert "RuntimeError: no: [GITHUB_PAT]" in said and "0123456789abcdef" not in said
+    assert threading.excepthook is before
 
 
 def test_what_ray_nodes_are_told(monkeypatch):

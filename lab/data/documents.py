@@ -95,15 +95,23 @@ def digest(value: object) -> str:
 
 
 def states(root: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file; ValueError where one can not be looked at."""
+    """Name, size and time of change of each file; OSError where one can not be looked at."""
     found = []
     for name in names:
         try:
             state = (root / name).stat()
         except OSError as error:
-            raise ValueError(f"data.path = {str(root)!r}: can not be read ({error})") from error
+            raise unreadable(root / name, error) from error
         found.append((name, state.st_size, state.st_mtime_ns))
     return found
+
+
+def unreadable(where: Path | str, error: OSError) -> OSError:
+    """What the system says of a source's file. It is no ValueError: that is the text's fault, and leaves nothing behind."""
+    way_out = "mend the file or its disk, and the same command goes on from the parts that are done"
+    if error.errno is None:
+        return OSError(f"{where}: can not be read ({error}): {way_out}")
+    return OSError(error.errno, f"can not be read ({error.strerror}): {way_out}", str(where))
 
 
 def part_size(total: int) -> int:

@@ -368,7 +368,8 @@ def _publish(whole: Path, directory: Path, *, cached: bool) -> None:
         there, made = read_json(directory / FILE), read_json(whole / FILE)
         if not cached:
             _same(directory, there, made)
-        elif there.get("tokenizer") != made["tokenizer"]:  # whose bytes an earlier version counted otherwise
+        elif not _stored(directory) or there.get("tokenizer") != made["tokenizer"]:
+            # An earlier version's: in another layout, or with bytes of the tokenizer that it counted otherwise.
             directory.rename(whole.with_name("stale"))
             whole.rename(directory)
 

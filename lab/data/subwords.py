@@ -8,7 +8,7 @@ encoded as any text.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lab.spec import nearest
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_NAMED = re.compile(r"(bpe|tokenizer|sentencepiece)-\d+-[0-9a-f]{10}")  # as below
+_NAMED = re.compile(r"(bpe|tokenizer|sentencepiece)-\d+-[0-9a-f]{10}")  # as _tokenizer has it
 SPACE = "▁"  # sentencepiece's
 
 
@@ -106,10 +106,6 @@ def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return _of_json(trained.to_str(pretty=True).encode())
 
 
-def _named(kind: str, vocabulary: int, content: bytes) -> str:
-    return f"{kind}-{vocabulary}-{hashlib.sha256(content).hexdigest()[:10]}"
-
-
 def _of_json(content: bytes) -> Tokenizer:
     library("tokenizers")
     from tokenizers import Tokenizer as Loaded
@@ -125,26 +121,41 @@ def _of_json(content: bytes) -> Tokenizer:
     if text < 2:
         raise ValueError("a vocabulary of less than two ids: use another file")
     token_bytes = _json_bytes(loaded, json.loads(content), text)
+    return _tokenizer(
+        "bpe" if type(loaded.model).__name__ == "BPE" else "tokenizer",
+        {JSON: content},
+        token_bytes,
+        encode=lambda of: loaded.encode(of, add_special_tokens=False).ids,
+        encode_all=lambda texts: (one.ids for one in loaded.encode_batch_fast(texts, add_special_tokens=False)),
+        decode=lambda ids: loaded.decode(ids, skip_special_tokens=False),
+    )
+
+
+def _tokenizer(
+    kind: str,
+    files: dict[str, bytes],
+    token_bytes: np.ndarray,
+    *,
+    encode: Callable[[str], list[int]],
+    encode_all: Callable[[list[str]], Iterable[list[int]]],
+    decode: Callable[[list[int]], str],
+) -> Tokenizer:
+    """Of what a library says in lists of ids."""
+    text, (content,) = len(token_bytes), files.values()
     dtype = np.min_scalar_type(text - 1)
 
-    def encode(of: str) -> np.ndarray:
-        return np.array(loaded.encode(of, add_special_tokens=False).ids, dtype)
-
-    def encode_all(texts: Sequence[str]) -> list[np.ndarray]:
-        found = loaded.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, dtype) for one in found]
-
-    def decode(tokens: ArrayLike) -> str:
-        return loaded.decode(_ids(tokens, text), skip_special_tokens=False)
+    def ids(tokens: ArrayLike) -> list[int]:
+        of = np.asarray(tokens).reshape(-1)
+        return of[of < text].astype(np.int64).tolist()
 
     return Tokenizer(
-        name=_named("bpe" if type(loaded.model).__name__ == "BPE" else "tokenizer", text, content),
+        name=f"{kind}-{text}-{hashlib.sha256(content).hexdigest()[:10]}",
         text=text,
         token_bytes=token_bytes,
-        encode=encode,
-        decode=decode,
-        encode_all=encode_all,
-        files={JSON: content},
+        encode=lambda of: np.array(encode(of), dtype),
+        encode_all=lambda texts: [np.array(one, dtype) for one in encode_all(list(texts))],
+        decode=lambda tokens: decode(ids(tokens)),
+        files=files,
     )
 
 
@@ -189,7 +200,6 @@ def _of_model(content: bytes) -> Tokenizer:
         raise ValueError(f"neither a tokenizer.json nor a sentencepiece model ({error}): use another file") from error
     if text < 2:
         raise ValueError("a vocabulary of less than two ids: use another file")
-    dtype = np.min_scalar_type(text - 1)
     token_bytes = np.zeros(text)
     for number in range(text):
         piece = loaded.id_to_piece(number)
@@ -197,24 +207,13 @@ def _of_model(content: bytes) -> Tokenizer:
             token_bytes[number] = 1
         elif not loaded.is_control(number) and not loaded.is_unknown(number):
             token_bytes[number] = len(piece.replace(SPACE, " ").encode())
-
-    def encode(of: str) -> np.ndarray:
-        return np.array(loaded.encode(of), dtype)
-
-    def encode_all(texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, dtype) for ids in loaded.encode(list(texts))]
-
-    def decode(tokens: ArrayLike) -> str:
-        return loaded.decode(_ids(tokens, text))
-
-    return Tokenizer(
-        name=_named("sentencepiece", text, content),
-        text=text,
-        token_bytes=token_bytes,
-        encode=encode,
-        decode=decode,
-        encode_all=encode_all,
-        files={MODEL: content},
+    return _tokenizer(
+        "sentencepiece",
+        {MODEL: content},
+        token_bytes,
+        encode=loaded.encode,
+        encode_all=loaded.encode,
+        decode=loaded.decode,
     )
 
 
@@ -230,8 +229,3 @@ def _of_hub(name: str) -> Tokenizer:
             "check the name, or fetch its tokenizer.json elsewhere and give that file"
         ) from error
     return _of_json(loaded.to_str(pretty=True).encode())
-
-
-def _ids(tokens: ArrayLike, text: int) -> list[int]:
-    ids = np.asarray(tokens).reshape(-1)
-    return ids[ids < text].astype(np.int64).tolist()

@@ -5,12 +5,24 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lab.data.columns import Columns, Text
-from lab.data.documents import LONGEST_RECORD, MB, Document, Listing, Part, digest, gather, part_size, states, too_long
+from lab.data.documents import (
+    LONGEST_RECORD,
+    MB,
+    Document,
+    Listing,
+    Part,
+    digest,
+    gather,
+    part_size,
+    states,
+    too_long,
+    unreadable,
+)
 from lab.data.text_files import existing, folder_files, line_number
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -26,22 +38,16 @@ def jsonl(
     target_column: str | None = None,
 ) -> Listing:
     """JSON-lines: an object a line. Files that are not packed are cut into parts; a .gz is one part."""
-    columns = Columns.of(column, source_column, target_column)
-    root, names = _files("jsonl", path, JSON_SUFFIXES)
-    found = states(root, names)
-    most = part_size(sum(size for _, size, _ in found))
-    parts = []
-    for name, size, _ in found:
-        file = root / name if name else root
-        shown = name or root.name
+
+    def parts(file: Path, shown: str, columns: Columns, size: int, most: int) -> Iterator[Part]:
         if file.name.endswith(".gz"):
-            parts.append(Part(size=size, read=_reader("jsonl", _packed_lines, file, shown, columns)))
-            continue
+            yield Part(size=size, read=_reader("jsonl", _packed_lines, file, shown, columns))
+            return
         for start in range(0, max(size, 1), most):
             end = min(start + most, size)
-            parts.append(Part(size=end - start, read=_reader("jsonl", _lines, file, shown, columns, start, end)))
-    fingerprint = digest(["jsonl", str(root), columns.names, found])
-    return Listing(path=str(root), fingerprint=fingerprint, parts=gather(parts, most))
+            yield Part(size=end - start, read=_reader("jsonl", _lines, file, shown, columns, start, end))
+
+    return _listing("jsonl", path, JSON_SUFFIXES, Columns.of(column, source_column, target_column), parts)
 
 
 def parquet(
@@ -52,26 +58,41 @@ def parquet(
     target_column: str | None = None,
 ) -> Listing:
     """Parquet: a row is a document; parts are row groups."""
-    columns = Columns.of(column, source_column, target_column)
-    root, names = _files("parquet", path, PARQUET_SUFFIXES)
-    found = states(root, names)
-    most = part_size(sum(size for _, size, _ in found))
-    parts = []
-    for name, _, _ in found:
-        file, shown = (root / name if name else root), name or root.name
+
+    def parts(file: Path, shown: str, columns: Columns, size: int, most: int) -> Iterator[Part]:
         with _opened(file) as opened:
             columns.check(opened.schema_arrow, str(file))
             metadata = opened.metadata
             first = 0
             for group in range(metadata.num_row_groups):
                 about = metadata.row_group(group)
-                size = sum(about.column(i).total_compressed_size for i in range(about.num_columns))
-                parts.append(Part(size=size, read=_reader("parquet", _rows, file, shown, columns, group, first)))
+                packed = sum(about.column(i).total_compressed_size for i in range(about.num_columns))
+                yield Part(size=packed, read=_reader("parquet", _rows, file, shown, columns, group, first))
                 first += about.num_rows
-    if not parts:
+
+    return _listing("parquet", path, PARQUET_SUFFIXES, Columns.of(column, source_column, target_column), parts)
+
+
+def _listing(
+    corpus: str,
+    path: str | None,
+    suffixes: tuple[str, ...],
+    columns: Columns,
+    parts: Callable[[Path, str, Columns, int, int], Iterator[Part]],
+) -> Listing:
+    """Of every file that `path` is or holds: its parts, given file, name, columns, bytes and the most that a part has."""
+    root, names = _files(corpus, path, suffixes)
+    found = states(root, names)
+    most = part_size(sum(size for _, size, _ in found))
+    files = ((root / name if name else root, name or root.name, size) for name, size, _ in found)
+    pieces = [part for file, shown, size in files for part in parts(file, shown, columns, size, most)]
+    if not pieces:
         raise ValueError(f"data.path = {path!r}: no rows in it: use another file or folder")
-    fingerprint = digest(["parquet", str(root), columns.names, found])
-    return Listing(path=str(root), fingerprint=fingerprint, parts=gather(parts, most))
+    return Listing(
+        path=str(root),
+        fingerprint=digest([corpus, str(root), columns.names, found]),
+        parts=gather(pieces, most),
+    )
 
 
 def _files(corpus: str, path: str | None, suffixes: tuple[str, ...]) -> tuple[Path, list[str]]:
@@ -115,7 +136,7 @@ def _lines(file: Path, columns: Columns, start: int, end: int) -> Iterator[Text]
                 if content is not None:
                     yield content
     except OSError as error:
-        raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+        raise unreadable(file, error) from error
 
 
 def _packed_lines(file: Path, columns: Columns) -> Iterator[Text]:
@@ -129,6 +150,7 @@ def _packed_lines(file: Path, columns: Columns) -> Iterator[Text]:
                 if content is not None:
                     yield content
     except (OSError, EOFError, zlib.error) as error:
+        _raise_of_system(file, error)
         raise ValueError(
             f"{file}: not a whole gzip file ({error}), after line {number}: fetch it again or remove it"
         ) from error
@@ -159,6 +181,12 @@ def _content(line: bytes, columns: Columns, where: Any) -> Text | None:
     return content
 
 
+def _raise_of_system(file: Path, error: Exception) -> None:
+    """Raises what the system said of a file; libraries say by OSError too, without a number, that its content is damaged."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise unreadable(file, error) from error
+
+
 def _opened(file: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -166,6 +194,7 @@ def _opened(file: Path) -> Any:
     try:
         return pq.ParquetFile(file, buffer_size=MB, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
+        _raise_of_system(file, error)
         raise ValueError(f"{file}: not a whole parquet file ({error}): fetch it again or remove it") from error
 
 
@@ -186,6 +215,7 @@ def _rows(file: Path, columns: Columns, group: int, first: int) -> Iterator[Text
                 yield from columns.of_table(batch, first, str(file))
                 first += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            _raise_of_system(file, error)
             raise ValueError(
                 f"{file}, after row {first}: can not be read ({error}): fetch the file again or remove it"
             ) from error

@@ -1,11 +1,23 @@
 """Plain text: a folder of files, each a document, or one long file that is cut into documents."""
 
+import codecs
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lab.data import documents
-from lab.data.documents import LONGEST_DOCUMENT, MB, Document, Listing, Part, digest, gather, part_size, states
+from lab.data.documents import (
+    LONGEST_DOCUMENT,
+    MB,
+    Document,
+    Listing,
+    Part,
+    digest,
+    gather,
+    part_size,
+    states,
+    unreadable,
+)
 from lab.spec import nearest
 
 # A file given by itself is one long text. So that it can be split, it is cut into documents: 20 or more, of at most
@@ -56,16 +68,17 @@ def _piece(root: Path, name: str, start: int, end: int) -> Part:
                 stream.seek(first)
                 raw = stream.read(last - first)
         except OSError as error:
-            raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
-        content = _decoded(raw)
-        if content is None and not name:
+            raise unreadable(file, error) from error
+        blocks = _decoded(raw)
+        if blocks is None and not name:
             raise _no_text(file, raw, first)
-        if content is None:
+        if blocks is None:
             yield Document(source="text", version="", file=name or root.name, content=None)
             return
         # A longer text is cut into pieces of LONGEST characters, wherever it is looked at.
-        size = LONGEST if whole > PIECES * LONGEST * _UTF8_LONGEST else None
-        for number, piece in enumerate(pieces(content, size)):
+        longer = whole > PIECES * LONGEST * _UTF8_LONGEST
+        size = LONGEST if longer else min(max(sum(map(len, blocks)) // PIECES, SHORTEST), LONGEST)
+        for number, piece in enumerate(pieces(blocks, size)):
             yield Document(source="text", version="", file=name or root.name, content=piece, number=number)
 
     return Part(size=end - start, read=read)
@@ -88,17 +101,21 @@ def _boundary(stream, place: int, whole: int) -> int:
 def read_text(file: Path) -> str | None:
     """The file's text, exactly; None where it is not UTF-8 or holds a NUL, which text does not."""
     try:
-        return _decoded(file.read_bytes())
+        blocks = _decoded(file.read_bytes())
     except OSError as error:
-        raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+        raise unreadable(file, error) from error
+    return None if blocks is None else "".join(blocks)
 
 
-def _decoded(raw: bytes) -> str | None:
+def _decoded(raw: bytes) -> list[str] | None:
+    """The text, a MiB at a time: in one string every character takes four bytes where one of them does."""
+    if b"\0" in raw:
+        return None
+    decode = codecs.getincrementaldecoder("utf-8")().decode
     try:
-        content = raw.decode("utf-8")
+        return [decode(raw[at : at + MB], at + MB >= len(raw)) for at in range(0, len(raw), MB)]
     except UnicodeDecodeError:
         return None
-    return None if "\0" in content else content
 
 
 def _no_text(file: Path, raw: bytes, first: int) -> ValueError:
@@ -124,20 +141,24 @@ def line_number(file: Path, place: int) -> int:
     return lines
 
 
-def pieces(content: str, size: int | None = None) -> Iterator[str]:
-    """Cuts after the last blank line, else line end, else anywhere; size (characters): by default what gives 20."""
-    size = size or min(max(len(content) // PIECES, SHORTEST), LONGEST)
-    start = 0
-    while start < len(content):
-        end = start + size
-        if end < len(content):
+def pieces(blocks: Iterable[str], size: int) -> Iterator[str]:
+    """A text that comes in blocks, in pieces of `size` characters at most: cut after the last blank line in the second half of
+    them, else line end, else anywhere."""
+    text = ""
+    for block in blocks:
+        text, start = text + block, 0
+        while start + size < len(text):
+            end = start + size
             for mark in ("\n\n", "\n"):
-                at = content.rfind(mark, start + size // 2, end)
+                at = text.rfind(mark, start + size // 2, end)
                 if at >= 0:
                     end = at + len(mark)
                     break
-        yield content[start:end]
-        start = end
+            yield text[start:end]
+            start = end
+        text = text[start:]
+    if text:
+        yield text
 
 
 def existing(path: str) -> Path:
@@ -151,14 +172,20 @@ def existing(path: str) -> Path:
 def folder_files(root: Path) -> list[str]:
     """Every file below a folder, hidden ones left out, as paths within it; sorted."""
 
-    def stop(error: OSError) -> None:
-        raise ValueError(f"data.path = {str(root)!r}: can not be read ({error})") from error
-
-    found = []
-    for folder, folders, files in os.walk(root, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [Path(folder) / name for name in files if not name.startswith(".")]
-        found += [file.relative_to(root).as_posix() for file in visible if file.is_file()]
+    found, folders = [], [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}{entry.name}/")
+                    elif entry.is_file():
+                        found.append(f"{folder}{entry.name}")
+        except OSError as error:
+            raise unreadable(root / folder, error) from error
     return sorted(found)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.data.documents import LONGEST_DOCUMENT, Document, Listing, Part, digest, gather, part_size, states
+from lab.data.documents import LONGEST_DOCUMENT, Document, Listing, Part, digest, gather, part_size, states, unreadable
 from lab.data.text_files import existing, folder_files
 from lab.spec import nearest
 
@@ -60,7 +60,7 @@ def _header(file: Path, dtype: str | None) -> tuple[str, int | None]:
         with file.open("rb") as stream:
             raw = stream.read(12)
     except OSError as error:
-        raise ValueError(f"{file}: can not be read ({error}): mend or remove it") from error
+        raise unreadable(file, error) from error
     magic, version, count = np.frombuffer(raw, "<i4").tolist() if len(raw) == 12 else (0, 0, 0)
     if magic not in MAGICS:
         # Magic numbers of this family are days. As ids, no text begins so: the upper half of a version is 0.
@@ -89,6 +89,8 @@ def _open(file: Path, dtype: str | None) -> np.ndarray:
             if count is not None and len(array) != count:
                 raise ValueError(f"{len(array):,} tokens, and its header says {count:,}")
     except (OSError, EOFError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(file, error) from error
         raise ValueError(f"{file}: not a whole file of tokens ({error}): fetch it again or remove it") from error
     if array.dtype.kind not in "ui" or array.ndim not in (1, 2):
         raise ValueError(

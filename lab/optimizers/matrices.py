@@ -28,7 +28,7 @@ class Axes(NamedTuple):
 def axes(path: tuple[Any, ...]) -> Axes:
     names = [str(entry.key) for entry in path]
     letters, depth = names[-1].rpartition("_")[2], int("layers" in names)
-    if letters.isupper() and letters.startswith("E"):  # experts: a matrix each
+    if letters.isupper() and letters.startswith("E") and depth:  # experts: a matrix each
         letters, depth = letters[1:], depth + 1
     if not (letters.isupper() and len(letters) > 1):
         return Axes(depth, 0)
@@ -38,7 +38,8 @@ def axes(path: tuple[Any, ...]) -> Axes:
 
 
 def is_layers_matrix(path: tuple[Any, ...]) -> bool:
-    """Not a token table or a head: those map from or to a vocabulary, and are treated as lists of vectors."""
+    """Not a token table, its factors or a head: those map from or to a vocabulary, and are treated as lists of vectors. Nor what
+    mixes tokens in attention's place, most of which a causal model never reads: a list of numbers."""
     return axes(path).rows > 0 and "layers" in [str(entry.key) for entry in path]
 
 

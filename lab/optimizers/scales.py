@@ -23,7 +23,8 @@ def scales(options: Options, shape: Shape, params: Any) -> Scales | None:
     m = how.width(shape.D)
 
     def is_matrix(path: tuple[Any, ...]) -> bool:
-        return _layered(path) and not str(path[-1].key).endswith(("norm_D", "norm_H"))
+        """Whose inputs grow with the width: not norms, and not matrices over places."""
+        return _layered(path) and not str(path[-1].key).endswith(("norm_D", "norm_H", "_NAA"))
 
     def rate(path: tuple[Any, ...], leaf: Any) -> float:
         return 1 / m if is_matrix(path) else 1.0
@@ -31,10 +32,19 @@ def scales(options: Options, shape: Shape, params: Any) -> Scales | None:
     def decay(path: tuple[Any, ...], leaf: Any) -> float:
         return m if is_matrix(path) and how.name == "completep" else 1.0
 
+    def sharers(path: tuple[Any, ...]) -> float:
+        """Against the base, how many more of a parameter's kind share what the stream passes back: its gradients are as much
+        smaller."""
+        name = str(path[-1].key)
+        if name.endswith(("_NAA", "_NR")):  # one each for a head
+            assert how.base_H is not None
+            return m * how.base_H / shape.H
+        return 1.0 if name.endswith("_VE") else m
+
     def eps(path: tuple[Any, ...], leaf: Any) -> float:
         if how.name != "completep":
             return 1.0
-        return 1 / (m * how.depth(leaf.shape[0])) if _layered(path) else 1 / m
+        return 1 / (sharers(path) * (how.depth(leaf.shape[0]) if _layered(path) else 1))
 
     return Scales(*(jax.tree_util.tree_map_with_path(of, params) for of in (rate, decay, eps)))
 

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -12,12 +11,13 @@ from rich.logging import RichHandler
 
 from lab import secrets
 from lab.preemption import Preempted
-from sweeps.cli import arms, calibration, control, data, fits, futures, runs, serving, studies
+from sweeps.cli import arms, calibration, control, data, fits, futures, runs, serving, studies, tuning
 
 COMMANDS = {
     "quickstart": studies.quickstart,
     "plan": studies.plan,
     "run": studies.run,
+    "tune": tuning.tune,
     "report": fits.report,
     "data": data.data,
     # A study that runs, or has run.
@@ -56,12 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(secrets.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
-        if arguments[0] == "data":
-            tyro.extras.subcommand_cli_from_dict(
-                data.COMMANDS, prog="lab data", description=data.data.__doc__, args=arguments[1:] or ["--help"]
-            )
-        else:
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lab", description=DESCRIPTION, args=arguments)
+        with secrets.masked_threads():
+            _command(arguments)
     except (ValueError, OSError) as error:
         if debug:
             _fall(error)
@@ -77,13 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fall(error)
 
 
+def _command(arguments: list[str]) -> None:
+    commands, named, about = COMMANDS, "lab", DESCRIPTION
+    if arguments[0] == "data":
+        commands, named, about, arguments = data.COMMANDS, "lab data", data.data.__doc__, arguments[1:] or ["--help"]
+    tyro.extras.subcommand_cli_from_dict(commands, prog=named, description=about, args=arguments)
+
+
 def _plain(error: Exception) -> str:
     return secrets.redacted(str(error)).replace("[", r"\[")
 
 
 def _fall(error: Exception) -> NoReturn:
     """Leaves with the traceback, as Python does, but without keys; with status 2, since 1 says that some runs failed."""
-    sys.stderr.write(secrets.redacted("".join(traceback.format_exception(error))))
+    secrets.excepthook(type(error), error, error.__traceback__)
     sys.exit(2)
 
 

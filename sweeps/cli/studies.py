@@ -54,7 +54,7 @@ def quickstart(
     Console(stderr=True).print("planning quickstart; the first time, the corpus is read and tokenized")
     text = of_source(data, tokenizer)
     directory = out or Path("runs") / ("quickstart" if text is None else f"quickstart-{name_of(text)}")
-    _train("quickstart", make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
+    train("quickstart", make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
     report(str(directory))
 
 
@@ -149,13 +149,13 @@ def run(
             and all of them for runs that one can not hold)
         hosts: for runs larger than a machine, with this command on each host: the first one's address and port, how many, and
             which this is (from 0), such as 10.0.0.1:9876,2,0; 'auto' on Slurm, TPU pods and others that JAX knows
-        flops: begin no further run once the study has spent so many exact FLOPs; what failed and cancelled runs had spent when
-            the command was started counts, as far as their metrics say
+        flops: begin no further run once the study has spent so many exact FLOPs: those of results, and what all other attempts
+            have trained, as far as their metrics say
         hours: stop after so many, with all that runs saved; on Slurm counted from now, whatever waits in the queue
         until: stop at this moment instead: such as 2026-12-01T08:00 (here; or with +00:00 or Z), or seconds since 1970
         checkpoint: seconds between two checkpoints of a run
         lease: seconds of silence after which another worker takes a run over
-        hang: seconds without a step after which a run has failed
+        hang: seconds without a step after which a run has failed; its compilation gets four times as long
         track: trackers that show the runs, of tensorboard and wandb, such as tensorboard,wandb
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
@@ -187,7 +187,7 @@ def run(
     else:
         solved = propose.read(Store(written).records())
         check_source((row.run.data for row in solved.runs), data, tokenizer)
-    _train(
+    train(
         study,
         solved,
         out or written or str(Path("runs") / solved.study.name),
@@ -201,7 +201,7 @@ def run(
     )
 
 
-def _train(
+def train(
     study: str,
     solved: Plan,
     directory: str,
@@ -213,8 +213,9 @@ def _train(
     settings: Settings = SETTINGS,
     retry: bool = False,
     replace_plan: bool = False,
+    command: str = "run",
 ) -> None:
-    """Trains every run of a plan that has not ended, and says so. study: as it was named."""
+    """Trains every run of a plan that has not ended, and says so. study: as it was named, to `lab run` or another command."""
     from sweeps.cli.progress import Display
     from sweeps.execute import prepared
     from sweeps.execute import run as execute
@@ -272,7 +273,7 @@ def _train(
     if failed:
         console.print(
             f"[bold red]{len(failed)} runs failed[/]; `lab logs {directory} {failed[0]}` says why the first did; once the cause "
-            f"is gone: lab run {study} --retry",
+            f"is gone: lab {command} {study} --retry",
             soft_wrap=True,
         )
     if failed or any(s.state == "damaged" for s in statuses):
@@ -301,7 +302,7 @@ def end_of(hours: float | None, until: str | None) -> float | None:
     return moment
 
 
-def report(study: Name, /, out: Path | None = None) -> None:
+def report(study: Name, /, out: Path | None = None, publish: Path | None = None) -> None:
     """Fit a study's runs, print the verdict and write the report as one web page.
 
     Example: lab report runs/quickstart
@@ -309,11 +310,15 @@ def report(study: Name, /, out: Path | None = None) -> None:
     Args:
         study: a study's directory, or the name of a study under runs/
         out: where the page goes (default: report.html in the study's directory)
+        publish: a directory for the answer as files that a repository keeps: <name>.md, its runs as CSV, figures as PNG
     """
     import analysis
+    from analysis.markdown import publish as publish_in
 
     store = Store(study_directory(study))
     store.status()  # copies what a publisher that died left to copy
     page = analysis.report(records_here(store), out)
     Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
     print(f"report: {page}")
+    if publish is not None:
+        print(f"published: {publish_in(records_here(store), publish)}")

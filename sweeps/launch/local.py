@@ -21,6 +21,8 @@ from sweeps.store import Store
 # call, and the first touch of 4 kB pages was measured to be up to a fifth of a step.
 CPU_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
+SHARED_MEMORY = 0.9  # of a GPU, for all workers on it; each process takes some besides what JAX counts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
@@ -79,14 +81,24 @@ def slots(
     workers: int | None = None, *, whole: bool = False, needs: Callable[[str, int], int] | None = None
 ) -> tuple[str, list[Slot]]:
     """The kind of device and the workers' places on it: a core each, a GPU each, a TPU host. One worker has all devices
-    where `whole` says so (a mesh, several hosts), or where a run needs(kind, bytes of one GPU) more bytes than one GPU has."""
+    where `whole` says so (a mesh, several hosts), or where a run needs(kind, bytes of one GPU) more bytes than one GPU has.
+    More workers than GPUs share them, each with its part of the memory: small runs compile and train at the same time."""
     found = accelerators()
     if found.kind == "cpu":
         return "cpu", cpu_slots(1 if whole else workers)
     if found.kind != "gpu" or whole or (needs and found.memory and needs("gpu", found.memory) > found.memory):
         return found.kind, [Slot()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(found.count)))).split(",")
-    return "gpu", [Slot(environment={"CUDA_VISIBLE_DEVICES": device}) for device in visible[: workers or found.count]]
+    count, shared = workers or found.count, {}
+    if (share := -(-count // found.count)) > 1:
+        part = int((found.memory or 0) * SHARED_MEMORY / share)
+        if part and needs and (most := needs("gpu", part)) > part:
+            raise ValueError(
+                f"workers = {workers}: {share} on one GPU have {part / 2**20:,.0f} MiB each, and the largest run needs "
+                f"{most / 2**20:,.0f}; use fewer workers"
+            )
+        shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{SHARED_MEMORY / share:.3f}"}
+    return "gpu", [Slot(environment={"CUDA_VISIBLE_DEVICES": visible[i % found.count], **shared}) for i in range(count)]
 
 
 def start(

@@ -53,14 +53,14 @@ def work(
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Until every run of the study has ended: claim one, and others of its program up to `pack_size(run)` (but no more
-    than this one's share, where several `workers` are at the study); train them, publish them.
+    than this one's share, where several `workers` are at the study: sweeps.queue); train them, publish them.
 
     Runs whose program this process has come first, runs whose program another worker is compiling come last. A run
     that raises is recorded as failed and the next one is taken; where several trained side by side each is then tried by
     itself. Runs that another worker holds are waited for, since that worker may die. lab.preemption.Preempted (a signal)
     passes through, with the runs saved. Raises MachineTrouble where files can not be written.
 
-    most_flops: no run is begun once the study's ended runs have spent so many exact FLOPs. until: nor after this time of
+    most_flops: no run is begun once the study has spent so many exact FLOPs (Store.spent). until: nor after this time of
     `time.time()`. stopping: whether to leave, between runs.
     """
     mine: set[str] = set()
@@ -107,8 +107,7 @@ def work(
             if begun:
                 mine.add(key_of(claim.row))
                 if (most := pack_size(begun[0][1])) > 1:
-                    share = -(-(1 + queue.count_like(claim.row)) // workers)
-                    for other in queue.like(claim.row, min(most, share) - 1):
+                    for other in queue.like(claim.row, min(most, queue.share(claim.row, workers)) - 1):
                         take(other)
             if len(begun) > 1 and _train_together(store, train, begun):
                 begun = []
@@ -226,7 +225,7 @@ def main() -> None:
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         # Before JAX starts: it makes as many threads as it sees cores.
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-    with stop_flag() as stop:
+    with secrets.masked_threads(), stop_flag() as stop:
         _main(arguments.study, settings, arguments.workers, stop)
 
 
@@ -319,4 +318,5 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
 
 
 if __name__ == "__main__":
+    sys.excepthook = secrets.excepthook
     main()

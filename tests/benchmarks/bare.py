@@ -22,7 +22,7 @@ class Bare:
         self.k = execution.steps_per_dispatch
         rng = np.random.default_rng(0)
         many = (pack,) if pack > 1 else ()
-        made = shapes(self.program, (self.k, *many, run.batch))
+        made = shapes(self.program.forms, (self.k, *many, run.batch))
         tokens = {"inputs": 250, "targets": 250, "labels": 250}
         if run.objective.name == "masked_lm":
             tokens["targets"] = run.objective.S  # positions
@@ -42,7 +42,9 @@ class Bare:
 
     def seconds(self) -> float:
         start = time.perf_counter()
-        self.state, losses, _ = self.built.advance(self.state, self.batch, self.hyper, self.rates, np.int32(self.k))
+        self.state, losses, _ = self.built.advance(
+            self.state, self.batch, self.hyper, self.rates, np.int32(self.k), None
+        )
         jax.block_until_ready(losses)
         return (time.perf_counter() - start) / self.k
 

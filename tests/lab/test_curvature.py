@@ -83,6 +83,16 @@ CASES = {
     "decoder, loss on all, own head": ("decoder_only", Options(tied_embeddings=False, qk_norm=False), "all"),
     "encoder-decoder": ("encoder_decoder", Options(mlp="gelu"), "targets"),
     "prefix": ("prefix_lm", Options(), "targets"),
+    "prefix, mixing": (
+        "prefix_lm",
+        Options(mixing="dense", encoding="none", qk_norm=False, share_layers=True),
+        "targets",
+    ),
+    "tied cross-attention, factors": (
+        "tied_cross",
+        Options(embedding_width=5, encoding="t5", block="parallel"),
+        "targets",
+    ),
 }
 
 

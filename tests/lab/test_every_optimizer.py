@@ -198,7 +198,11 @@ def learned():
     return batch, jax.jit(lambda params: loss_and_gradient(p, params, batch))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# Of those whose state is as another's, or that take long to compile, in the slow suite.
+IN_SLOW = ("nadamw", "cautious_adamw", "adamw_scale", "ademamix", "sophia_h")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in IN_SLOW else n for n in OPTIMIZERS])
 def test_it_trains_and_goes_on_where_it_stopped(name, tmp_path):
     """A batch is learned; saved and read again in the middle it ends in the same bits; one program for all numbers."""
     (run, p), (batch, loss_of) = tiny(name), learned()

@@ -24,6 +24,7 @@ from runs import EVERY_STRUCTURE, make_run, name_of, named_first
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 BYTES = TOKENIZERS["bytes"]
 SMALL = Shape(D=32, F=64, N=2, K=2, H=16, L=2, L_input=2)
+TOGETHER = 50  # steps of one call: divides all numbers of them but 20, so that there is one program a structure
 HYPER = hyperparameters(Optimizer(learning_rate=1.0, weight_decay=0.0), steps=1, seed=0)
 
 
@@ -33,8 +34,12 @@ def losses(run, batches, rate, seed=0):
     params = p.model.init(seed)
     state = {"params": params, "optimizer": initial_optimizer(p, params)}
 
-    stacked = Batch(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
-    return np.asarray(steps_of(p)(state, stacked, np.float32(rate)))
+    found = []
+    for at in range(0, len(batches), TOGETHER):
+        stacked = Batch(*(np.stack(arrays) for arrays in zip(*batches[at : at + TOGETHER], strict=True)))
+        state, some = steps_of(p)(state, stacked, np.float32(rate))
+        found.append(np.asarray(some))
+    return np.concatenate(found)
 
 
 @functools.cache
@@ -45,7 +50,7 @@ def steps_of(p):
             state, loss, _ = train_step(p, state, batch, HYPER, rate)
             return state, loss
 
-        return jax.lax.scan(body, state, batches)[1]
+        return jax.lax.scan(body, state, batches)
 
     return steps
 

@@ -133,7 +133,8 @@ def test_optimizers_on_many_devices(name, alone, tmp_path):
     optimizer = Optimizer(name=name, learning_rate=0.5 if name == "prodigy" else 3e-3, schedule=schedule)
     run, on = wide_run(optimizer=optimizer), Mesh(data=2, fsdp=2, tensor=2)
     many = train(run, tmp_path / "many", execution=TWO_STEPS, on=on)
-    np.testing.assert_allclose(outcome(many), outcome(alone(run)), rtol=1e-4)
+    # In a basis of gradients that hardly have all directions yet, SOAP makes rounding large: as much so where only sums differ.
+    np.testing.assert_allclose(outcome(many), outcome(alone(run)), rtol=2e-3 if name == "soap" else 1e-4)
     if name == "soap":
         state = compiled(program(run, TWO_STEPS, on=on)).init(0)["optimizer"][1].inner_states["matrix"].inner_state
         rows = state.sides["shared"]["layers"]["attn"]["q_DNH"]["rows_DD"]

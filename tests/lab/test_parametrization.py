@@ -1,6 +1,7 @@
 """muP and CompleteP: their tables, and coordinate checks that their steps keep their size where the standard one's do not."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,22 @@ from runs import make_run
 
 STEPS, RATE = 4, 3e-3
 BASE = dict(base_D=16, base_H=8)
+DEEP = Parametrization(name="completep", **BASE, base_L=2)
 
 
-def run_of(structure, how, D=16, L=1, optimizer="adamw"):
+PLAIN = Options(qk_norm=False)
+MIXED = Options(mixing="dense", encoding="learned", qk_norm=False)
+FACTORS = Options(
+    embedding_width=8, encoding="t5", norm_place="sandwich", norm="layer", block="parallel", qk_norm=False
+)
+
+
+def run_of(structure, how, D=16, L=1, optimizer="adamw", options=PLAIN, N=2):
     """Heads grow in width, too: N = 2 throughout."""
     return make_run(
         structure,
-        shape=Shape(D=D, F=2 * D, N=2, K=2, H=D // 2, L=L, L_input=L),
-        options=Options(parametrization=how, qk_norm=False),
+        shape=Shape(D=D, F=2 * D, N=N, K=N, H=D // N, L=L, L_input=L),
+        options=replace(options, parametrization=how),
         batch=16,
         optimizer=Optimizer(name=optimizer, learning_rate=RATE, weight_decay=0.0, clip=1e9),
     )
@@ -64,6 +73,14 @@ def test_with_mup_steps_are_as_large_at_any_width(structure):
     small = moved(structure, standard)
     grown, scaled = moved(structure, standard, D=128) / small, moved(structure, mup, D=128) / small
     assert np.all(grown > 2.5) and 0.7 < scaled[0] < 1.3 and 0.35 < scaled[1] < 1.3, (grown, scaled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [MIXED, FACTORS], ids=["mixing", "factors"])
+def test_with_mup_every_option_moves_as_far_at_any_width(options):
+    mup = Parametrization(name="mup", **BASE)
+    scaled = moved("decoder_only", mup, D=128, options=options) / moved("decoder_only", mup, options=options)
+    assert 0.6 < scaled[0] < 1.5 and 0.3 < scaled[1] < 1.5, scaled
 
 
 @pytest.mark.parametrize("structure", ["prefix_lm", pytest.param("encoder_decoder", marks=pytest.mark.slow)])
@@ -107,6 +124,43 @@ def test_groups_have_the_published_multipliers():
                 leaves.append(tree)
             assert leaves == pytest.approx([*expected[rest], *(1, 1, 1)[rest.stop :]])
     assert scales(Options(), m.shape, m.abstract()) is None
+
+
+def test_parameters_of_options_have_theirs():
+    """At m = 4, l = 3 and twice as many heads as the base: rate, decay, eps."""
+
+    def of(options, name):
+        run = run_of("decoder_only", DEEP, D=64, L=6, N=4, options=options)
+        m = program(run, Execution(steps_per_dispatch=1, scan=False)).model
+        found = scales(m.options, m.shape, m.abstract())
+        each = [dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in found]
+        (path,) = (path for path in each[0] if path[-1].key == name)
+        return [float(tree[path]) for tree in each], m.init(0)
+
+    expected = {
+        (MIXED, "mix_NAA"): (1, 1, 1 / 6), (MIXED, "place_AD"): (1, 1, 1 / 4), (MIXED, "v_DKH"): (1 / 4, 4, 1 / 12),
+        (FACTORS, "relative_NR"): (1, 1, 1 / 2), (FACTORS, "embedding_VE"): (1, 1, 1), (FACTORS, "embedding_ED"): (1, 1, 1 / 4),
+        (FACTORS, "attn_out_norm_D"): (1, 1, 1 / 12),
+    }  # fmt: skip
+    for (options, name), theirs in expected.items():
+        ours, params = of(options, name)
+        assert ours == pytest.approx(theirs), name
+        if name in ("place_AD", "embedding_ED"):
+            assert params[name].std() == pytest.approx(16**-0.5, rel=0.1)
+
+
+def test_a_branch_is_smaller_by_depth_after_a_sandwichs_second_norm():
+    """Which would undo what is multiplied before it: with l = 4 each of 4 branches adds a quarter of a normalised vector."""
+    sandwich = replace(FACTORS, embedding_width=None, encoding="none")
+    completep = Parametrization(name="completep", **BASE, base_L=1)
+    m = program(
+        run_of("decoder_only", completep, L=4, options=sandwich), Execution(steps_per_dispatch=1, scan=False)
+    ).model
+    layer = m.layer({}, "shared", jax.tree.map(lambda p: jnp.asarray(p[0]), m.init(0)["shared"]["layers"]))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
+    normed = layer.before_attention(x)
+    added = layer.after_attention(x, normed, None, jnp.ones((2, 3, 2, 8))) - x
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(jnp.square(added), axis=-1)), 1 / 4, rtol=1e-3)
 
 
 def test_initial_sizes_are_the_published_ones():
@@ -154,6 +208,8 @@ def test_runs_say_what_they_are_relative_to():
         (lambda: Parametrization(base_D=8), "standard does not depend on it"),
         (lambda: Parametrization(name="completep", base_D=0, base_H=8, base_L=1), "at least 1"),
         (lambda: run_of("decoder_only", Parametrization(name="mup", **BASE), optimizer="muon"), "should scale is not known"),
+        (lambda: Options(norm_place="post", parametrization=DEEP), "norm_place='post' normalises every sum"),
+        (lambda: Options(share_layers=True, parametrization=DEEP), "share_layers adds up their gradients"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(make, message):

@@ -21,5 +21,23 @@ def test_metrics_are_read_up_to_the_first_line_that_is_not_whole(tmp_path, tail)
     assert records.read_metrics(tmp_path) == LINES
 
 
+@pytest.mark.parametrize("schema", [0, 2, "1", None])
+def test_metrics_of_another_schema_are_refused(tmp_path, schema):
+    path = tmp_path / records.METRICS
+    path.write_bytes(json.dumps({"schema": schema}).encode() + b"\n" + WHOLE)
+    with pytest.raises(ValueError, match=rf"{path}: schema {schema!r}, this version reads 1; read it with the version"):
+        records.read_metrics(tmp_path)
+
+
+def test_a_writer_says_its_schema_once_and_keeps_lines(tmp_path):
+    for kept in ([], LINES[:1]):  # begun, and gone on with
+        writer = records.MetricsWriter(tmp_path, kept)
+        writer.write(**LINES[len(kept)])
+        writer.close()
+        assert json.loads((tmp_path / records.METRICS).read_text().splitlines()[0]) == {"schema": 1}
+        assert (tmp_path / records.METRICS).read_text().count("schema") == 1
+        assert records.read_metrics(tmp_path) == LINES[: len(kept) + 1]
+
+
 def test_metrics_of_a_run_that_has_none(tmp_path):
     assert records.read_metrics(tmp_path) == []

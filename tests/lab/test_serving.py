@@ -9,7 +9,7 @@ import pytest
 
 import reference_models as reference
 from lab.execution import Execution
-from lab.layers import rotate
+from lab.positions import rotate
 from lab.program import program
 from lab.serving import bucket, decode, extend, logits, prefill
 from lab.spec import Objective, Options, Shape
@@ -30,8 +30,8 @@ def model_of(structure, shape=TINY, options=None, scan=False):
 
 def defined(model, params, inputs, targets):
     """Logits after each target of one row, from the definition of the structure in float64."""
-    restart = model.options.positions == "restart"
-    return reference.two_streams(model.structure, params, inputs, targets, restart=restart)[1]
+    depths = model.shape.L_input, model.shape.L
+    return reference.two_streams(model.structure, params, inputs, targets, options=model.options, depths=depths)[1]
 
 
 def tokens_of(*shape, seed=0):

@@ -118,6 +118,14 @@ def dials(**changed):
         (lambda: Budget(amount=-1.0), r"budget\.amount = -1\.0"),
         (lambda: Budget(unit="hours", amount=1.0), "use one of flops, reference_seconds, tokens, steps"),  # type: ignore[arg-type]
         (lambda: Data(manifest="abc", train_tokens=5), r"data\.manifest"),
+        (lambda: Options(mlp="glu"), r"options\.mlp = 'glu': use one of swiglu, geglu, gelu, relu, relu2"),  # type: ignore[arg-type]
+        (lambda: Options(norm="batch"), r"options\.norm = 'batch': use one of rms, layer, scale"),  # type: ignore[arg-type]
+        (lambda: Options(norm_place="mid"), "use one of pre, post, sandwich"),  # type: ignore[arg-type]
+        (lambda: Options(block="both"), "use one of serial, parallel"),  # type: ignore[arg-type]
+        (lambda: Options(share_layers=1), r"options\.share_layers = 1: use true or false"),  # type: ignore[arg-type]
+        (lambda: Options(embedding_width=0), r"options\.embedding_width = 0: use a whole number of at least 1"),
+        (lambda: Options(logit_softcap=0.0), r"options\.logit_softcap = 0\.0: use a number in \(0,"),
+        (lambda: Options(z_loss=-0.1), r"options\.z_loss = -0\.1: use a number in \[0, 1\]"),
         (lambda: dials(cross="none", memory="final"), "encoder-only, with one bidirectional stream"),
         (lambda: dials(inputs="both"), r"structure\.inputs = 'both': use one of bidirectional, causal"),
         (lambda: make_run("prefix_lm", objective=Objective(S=4, T=4, loss="all")), "already seen the token"),

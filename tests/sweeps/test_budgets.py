@@ -1,6 +1,7 @@
 """Budgets of a study: a moment that is one wherever it is read, and FLOPs that count what came to nothing."""
 
 import json
+import shutil
 import time
 from datetime import UTC, datetime
 
@@ -8,12 +9,13 @@ import pytest
 
 import sweeps
 from lab import records
+from small_studies import result_of
 from sweeps import Settings, Study, arm, corpus
 from sweeps.cli.main import main
 from sweeps.cli.studies import end_of
 from sweeps.execute import within
 from sweeps.ladder import ladder
-from sweeps.signs import lost_flops
+from sweeps.launch.worker import work
 from sweeps.store import Store
 
 
@@ -44,26 +46,61 @@ def written(claim, share) -> None:
     (claim.run_dir / records.METRICS).write_text(line + '\n{"step": 2, "sh')
 
 
-def test_flops_of_runs_that_came_to_nothing_count(store, caplog):
-    exact = next(iter(store.runs.values()))["planned"]["exact"]
-    assert lost_flops(store) == pytest.approx(0.75 * exact)
-    left = within(store, Settings(most_flops=2 * exact))
-    assert left is not None and left.most_flops == pytest.approx(1.25 * exact)
-    assert "failed and cancelled runs have spent" in caplog.text
-    assert within(store, Settings(most_flops=0.7 * exact)) is None and "nothing more is begun" in caplog.text
-    assert within(store, Settings()) == Settings()
+def exact(store) -> int:
+    return next(iter(store.runs.values()))["planned"]["exact"]
 
 
-def test_retried_runs_are_not_lost(store):
-    store.retry([i for i in store.runs if store.history(i).last() is not None])
-    assert lost_flops(store) == 0
-    settings = Settings(most_flops=1.0)
-    assert within(store, settings) == settings
+def test_flops_of_attempts_that_came_to_nothing_count(store, caplog):
+    """Each from where it began: neither attempt of the failed run had a checkpoint to go on from."""
+    assert store.spent() == pytest.approx((0.25 + 0.5 + 0.25) * exact(store))
+    assert within(store, Settings(most_flops=1.1 * exact(store))) and not caplog.text
+    assert not within(store, Settings(most_flops=0.9 * exact(store))) and "nothing more is begun" in caplog.text
+    assert within(store, Settings(most_flops=1.0, hosts="10.0.0.1:9876,2,0")) and within(store, Settings())
+
+
+def test_flops_count_alike_whoever_asks_and_when(store):
+    """Another process, one without the index, after a retry, while it trains, and after its end."""
+    (failed, _, _, fourth), whole = store.runs, exact(store)
+    before = store.spent()
+    store.retry()
+    assert store.spent() == Store(store.root).spent() == before
+    with store.claim(failed) as claim:
+        written(claim, 0.3)
+        assert Store(store.root).spent() == pytest.approx(before + 0.3 * whole)
+        records.write_json(
+            claim.run_dir / records.RESULT, {**result_of(store.begin(claim)), "outcome": {"spent": {"exact": whole}}}
+        )
+        assert store.publish(claim)
+    assert store.spent() == pytest.approx(before + whole)
+    with store.claim(fourth) as claim:
+        written(claim, 0.5)
+        records.write_json(claim.run_dir / "checksums" / "1.json", {"schema": 1})
+    steps = store.runs[fourth]["planned"]["steps"]
+    with store.claim(fourth) as claim:  # goes on from step 1
+        written(claim, 0.75)
+        store.fail(claim, "no luck")
+    spent = before + (1 + 0.5 + 0.75 - 1 / steps) * whole
+    assert store.spent() == pytest.approx(spent)
+    shutil.rmtree(store.root / "ended")
+    assert Store(store.root).spent() == pytest.approx(spent) and list((store.root / "ended").iterdir())
+
+
+def test_a_worker_counts_what_fails_while_it_works(store):
+    """Of two runs that wait, the first fails at its end, which is beyond the budget: the second is not begun."""
+    store.retry()
+    began = []
+
+    def fails(runs, claims, superseded):
+        began.append(claims[0].run_id)
+        written(claims[0], 1.0)
+        raise RuntimeError("no luck")
+
+    work(store, fails, lambda run: "one", most_flops=1.5 * exact(store))
+    assert len(began) == 1 and sorted(s.state for s in store.status()) == ["cancelled"] * 2 + ["failed", "waiting"]
 
 
 def test_the_command_begins_nothing_beyond_either(store, capsys):
-    exact = next(iter(store.runs.values()))["planned"]["exact"]
-    for words in (("--flops", f"{0.5 * exact}"), ("--until", "2020-01-01T00:00")):
+    for words in (("--flops", f"{0.5 * exact(store)}"), ("--until", "2020-01-01T00:00")):
         with pytest.raises(SystemExit) as left:
             main(["run", str(store.root), "--workers", "1", *words])
         assert left.value.code == 1  # one has failed

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -27,14 +28,33 @@ def study(preset="small"):
 """
 
 
-@pytest.fixture
-def plan(tmp_path):
-    (tmp_path / "study.py").write_text(STUDY)
-    return sweeps.plan(sweeps.load(str(tmp_path / "study.py")))
+@pytest.fixture(scope="module", autouse=True)
+def optimized():
+    """Here workers train for longer than they compile, which one does for all."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        yield
 
 
-def test_a_sweep_whose_worker_is_killed_ends_as_if_it_was_not(plan, tmp_path):
-    whole = sweeps.run(plan, tmp_path / "whole", workers=2)
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("local") / "study.py"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plan(study):
+    return sweeps.plan(sweeps.load(str(study)))
+
+
+@pytest.fixture(scope="module")
+def whole(plan, study):
+    """The study, trained by two workers that nobody disturbs."""
+    return sweeps.run(plan, study.parent / "whole", workers=2)
+
+
+def test_a_sweep_whose_worker_is_killed_ends_as_if_it_was_not(plan, whole, tmp_path):
     killed = []
 
     def kill_once(store):
@@ -54,8 +74,8 @@ def test_a_sweep_whose_worker_is_killed_ends_as_if_it_was_not(plan, tmp_path):
     assert time.monotonic() - again < 5
 
 
-def test_an_interrupted_sweep_saves_and_goes_on(plan, tmp_path):
-    script = f"import sweeps, sys; sweeps.run(sweeps.plan(sweeps.load({str(tmp_path / 'study.py')!r})), sys.argv[1], workers=1)"
+def test_an_interrupted_sweep_saves_and_goes_on(plan, study, tmp_path):
+    script = f"import sweeps, sys; sweeps.run(sweeps.plan(sweeps.load({str(study)!r})), sys.argv[1], workers=1)"
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     store = Store(tmp_path / "out")
@@ -79,8 +99,10 @@ def test_workers_that_always_die_are_given_up(plan, tmp_path, monkeypatch):
         local.start(store.root, [local.Slot()], poll_seconds=0.01, backoff_seconds=0.01)
 
 
-@pytest.mark.parametrize("pack", [1, 3])
-@pytest.mark.parametrize("places", [1, 2])
+@pytest.mark.parametrize(
+    ("places", "pack"),
+    [(1, 1), (2, 3), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(1, 3, marks=pytest.mark.slow)],
+)
 def test_a_run_that_kills_its_worker_fails_and_stops_no_other(plan, tmp_path, monkeypatch, places, pack):
     store = Store(tmp_path / "out")
     store.write_plan(plan.to_json())
@@ -157,12 +179,11 @@ def test_cores_are_shared_out():
     assert len(local.cpu_slots(5)) == 5 and all(slot.cores for slot in local.cpu_slots(5))
 
 
-def test_workers_that_pack_end_as_workers_that_do_not(plan, tmp_path):
+def test_workers_that_pack_end_as_workers_that_do_not(plan, whole, tmp_path):
     """Real workers; the same numbers to rounding, and the result says how many trained together."""
-    alone = sweeps.run(plan, tmp_path / "alone", workers=1)
     packed = sweeps.run(plan, tmp_path / "packed", workers=1, settings=sweeps.Settings(pack=3))
     for run_id in plan.unique:
-        a, b = (records.read_result(records.run_directory(d, run_id)) for d in (alone, packed))
+        a, b = (records.read_result(records.run_directory(d, run_id)) for d in (whole, packed))
         assert (a["measured"]["pack"], b["measured"]["pack"]) == (1, 3)
         assert a["outcome"]["spent"] == b["outcome"]["spent"]
         assert b["outcome"]["loss"] == pytest.approx(a["outcome"]["loss"], rel=1e-5)
@@ -181,6 +202,12 @@ def test_places_by_the_devices_that_are_found(monkeypatch):
     assert visible(whole=True) == [None]
     assert visible(needs=lambda kind, limit: limit) == ["0", "1", "2", "3"]
     assert visible(needs=lambda kind, limit: limit + 1) == [None]
+    assert visible(workers=6) == ["0", "1", "2", "3", "0", "1"]
+    shared = local.slots(8, needs=lambda kind, limit: 450)[1]
+    parts = [slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in shared]
+    assert parts == ["0.450"] * 8
+    with pytest.raises(ValueError, match="workers = 9: 3 on one GPU"):
+        local.slots(9, needs=lambda kind, limit: 450)
     found["devices"] = local.Devices(kind="tpu", count=8)
     assert visible(workers=3) == [None]
     found["devices"] = local.Devices(kind="cpu")
@@ -188,7 +215,8 @@ def test_places_by_the_devices_that_are_found(monkeypatch):
 
 
 def test_a_study_on_a_mesh(plan, tmp_path, monkeypatch):
-    """Real workers on two devices that the processor is told to be."""
+    """A real worker on two devices that the processor is told to be."""
+    plan = replace(plan, runs=plan.runs[:1])
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     directory = sweeps.run(plan, tmp_path / "mesh", settings=sweeps.Settings(mesh="fsdp=2"))
     assert all(

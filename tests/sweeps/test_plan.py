@@ -15,6 +15,7 @@ import sweeps
 from lab import cost
 from lab.data import describe
 from lab.execution import Execution
+from lab.forms import Course
 from lab.memory import predict
 from lab.program import loss_and_gradient, program, program_key, shapes
 from lab.spec import Evaluation, Objective, Options, from_json
@@ -50,23 +51,35 @@ def shipped_plans():
         yield name, sweeps.plan(sweeps.load(name))
 
 
-def test_every_shipped_study_plans_what_the_program_costs():
-    """To the last digit, on the reference path, for every distinct program of every shipped study."""
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ends", "every program"])
+def test_every_shipped_study_plans_what_the_program_costs(every):
+    """To the last digit, on the reference path, for the smallest and the largest program of each arm of every shipped study (in
+    the slow suite for all of them)."""
     for name, plan in shipped_plans():
-        seen = {}
+        seen, sizes = {}, {}
+        for row in plan.runs:
+            sizes.setdefault(row.arm, set()).add(row.planned["exact"] / row.planned["steps"])
         for row in plan.runs:
             assert abs(row.residual) <= 0.01, (name, row.run_id)
+            size = row.planned["exact"] / row.planned["steps"]
+            if not every and min(sizes[row.arm]) < size < max(sizes[row.arm]):
+                continue
             p = program(row.run, Execution(steps_per_dispatch=1, scan=True, attention="reference"))
             if p.key not in seen:
-                seen[p.key] = flop_counter.count(
-                    lambda params, b, p=p: loss_and_gradient(p, params, b),
-                    p.model.abstract(),
-                    shapes(p.forms, (row.run.batch,)),
-                )
+                seen[p.key] = [
+                    flop_counter.count(
+                        lambda params, b, p=p, form=form: loss_and_gradient(p, params, b, form),
+                        p.model.abstract(),
+                        shapes([form], (row.run.batch,)),
+                    )
+                    for form in p.forms
+                ]
                 parts = (row.run.structure, row.run.shape, row.run.options, row.run.objective, V)
                 counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(p.model.abstract()))
                 assert counted == cost.parameters(*parts).total
-            assert row.planned["dense"] == seen[p.key] * row.planned["steps"]
+            steps, course = row.planned["steps"], Course(row.run.objective, row.run.seed.data)
+            counts = [steps] if len(p.forms) == 1 else course.counts(steps)
+            assert row.planned["dense"] == sum(n * one for n, one in zip(counts, seen[p.key], strict=True))
 
 
 def test_arms_of_a_cell_spend_alike_and_share_what_must_be_shared(mine):

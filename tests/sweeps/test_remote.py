@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ import sweeps
 from lab import records
 from lab.program import program_key
 from lab.train import train_together
-from sweeps import Study, arm, corpus
+from sweeps import Study, arm, corpus, signs
 from sweeps.cli.main import main
 from sweeps.files import files_at
 from sweeps.history import History
@@ -193,6 +194,60 @@ def test_a_second_worker_of_such_a_store_is_refused_while_the_first_one_lives(tm
     claim = store.claim(next(iter(store.runs)))
     claim.renew()
     Store(url, lease=0.6).check_alone()  # it beats no more
+
+
+class Ignoring(MemoryFileSystem):
+    """As a server that takes a conditional put and ignores its condition."""
+
+    def pipe_file(self, path, value, mode="overwrite", **options):
+        super().pipe_file(path, value, **options)
+
+
+class Refusing(MemoryFileSystem):
+    def pipe_file(self, path, value, mode="overwrite", **options):
+        if mode == "create":
+            raise NotImplementedError("A header you provided implies functionality that is not implemented")
+        super().pipe_file(path, value, **options)
+
+
+@pytest.mark.parametrize("kind", [Ignoring, Refusing])
+def test_a_server_without_conditional_puts_is_refused_to_several_workers(kind):
+    store = Store(URL)
+    store.files.system = kind(skip_instance_cache=True)
+    store.write_plan(plan())
+    with pytest.raises(ValueError, match=rf"{URL}: this server .*If-None-Match.*--workers 1, a directory"):
+        store.check_shared()
+    assert not [name for name in MemoryFileSystem.store if "create" in name]
+    store.check_alone()  # one may
+
+
+def test_a_server_is_asked_once_whether_it_keeps_conditions(monkeypatch):
+    files, asked = files_at(URL), []
+    create = files.create
+    monkeypatch.setattr(files, "create", lambda *given: asked.append(1) or create(*given))
+    assert files.exclusive and files.exclusive and len(asked) == 2 and not files.sizes("")
+
+
+@pytest.mark.parametrize("root", [URL, "directory"])
+def test_when_a_file_was_written(root, tmp_path):
+    files = files_at(root if root == URL else tmp_path)
+    files.write("runs/one", b"")
+    assert files.modified("runs/one") == pytest.approx(time.time(), abs=60)
+    with pytest.raises(FileNotFoundError):
+        files.modified("runs/two")
+
+
+def test_signs_are_of_stores_that_tell_no_time_and_hide_no_mistake(monkeypatch):
+    files = files_at(URL)
+    files.write("beat", b"")
+
+    def fails(error):
+        monkeypatch.setattr(MemoryFileSystem, "modified", lambda self, path: (_ for _ in ()).throw(error))
+        return signs._modified(files, "beat")
+
+    assert fails(NotImplementedError()) is None and fails(OSError(110, "Connection timed out")) is None
+    with pytest.raises(AttributeError):
+        fails(AttributeError("a misspelt name"))
 
 
 def test_what_is_no_store_says_what_to_install():

@@ -15,6 +15,7 @@ from lab.preemption import Preempted, stop_flag
 from small_studies import SPAWN, finish, publish, rows
 from sweeps import claim as claim_module
 from sweeps.launch.worker import MachineTrouble, work
+from sweeps.queue import Queue
 from sweeps.store import FAILED, Store
 
 
@@ -257,7 +258,7 @@ def test_workers_prefer_their_own_programs_and_avoid_those_being_compiled(tmp_pa
 
 def test_runs_of_one_program_train_side_by_side(tmp_path):
     """Up to the pack's size and this worker's share; what has ended is left out."""
-    for workers, packed in ((1, [[0, 2], [1, 3]]), (2, [[0], [2], [1], [3]])):
+    for workers, packed in ((1, [[0, 2], [1, 3]]), (2, [[0, 2], [1], [3]]), (4, [[0], [2], [1], [3]])):
         store = Store(tmp_path / str(workers))
         store.write_plan(rows(4, batches=(4, 2)))
         ids, packs = list(store.runs), []
@@ -270,6 +271,17 @@ def test_runs_of_one_program_train_side_by_side(tmp_path):
         work(store, train, lambda run: str(run.batch), pack_size=lambda run: 8, workers=workers)
         assert packs == packed
         assert [s.state for s in store.status()] == ["done"] * 4
+
+
+def test_a_worker_takes_a_whole_program_where_there_is_one_for_each(tmp_path):
+    """Of 4 programs of 4 runs: alone, or with one or three others, all 4; of seven others some must get half."""
+    store = Store(tmp_path / "study")
+    store.write_plan(rows(16, batches=(4, 2, 6, 8)))
+    for workers, taken in ((1, 4), (2, 4), (4, 4), (8, 2), (16, 1)):
+        queue = Queue(store)
+        claim = queue.next(lambda row: 0)
+        assert claim is not None and queue.share(claim.row, workers) == taken
+        claim.release()
 
 
 def test_a_pack_that_raises_is_tried_one_by_one(store):

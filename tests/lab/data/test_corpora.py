@@ -113,12 +113,34 @@ def test_text_is_every_visible_utf8_file(tmp_path):
     ]
 
 
-@given(st.text(alphabet="ab\n", max_size=6000))
-def test_a_long_file_is_cut_and_nothing_is_lost(content):
-    pieces = list(text_files.pieces(content))
-    assert "".join(pieces) == content
-    assert all(pieces) and all(len(piece) <= text_files.LONGEST for piece in pieces)
-    assert len(pieces) >= len(content) // text_files.SHORTEST
+@given(
+    st.lists(st.text(alphabet="abé😀\n", max_size=60), max_size=20),
+    st.integers(1, 80),
+)
+def test_a_long_text_is_cut_alike_in_whatever_blocks_it_comes(blocks, size):
+    """Each piece ends where the text itself says, looked at as one: the rule in its own words."""
+    content, pieces = "".join(blocks), list(text_files.pieces(blocks, size))
+    assert "".join(pieces) == content and all(pieces)
+    start = 0
+    for piece in pieces[:-1]:
+        window, half = content[start : start + size], size // 2
+        blank, line = window.rfind("\n\n", half), window.rfind("\n", half)
+        assert len(piece) == (blank + 2 if blank >= 0 else line + 1 if line >= 0 else size)
+        start += len(piece)
+    assert len(content) - start <= size
+
+
+@given(
+    st.text(alphabet="a\u00e9\u4e00😀", max_size=40),
+    st.integers(1, 9),
+    st.sampled_from([b"", b"\0", b"\xff", b"\xf0\x9f"]),
+)
+def test_text_is_decoded_in_blocks_as_at_once(content, block, broken):
+    """Also where characters lie across their ends; what is no text is none wherever it lies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "MB", block)
+        found = text_files._decoded(content.encode() + broken)
+    assert found is None if broken else "".join(found) == content
 
 
 def test_a_file_is_cut_at_blank_lines(tmp_path):
@@ -195,16 +217,16 @@ def test_files_that_can_not_be_read_are_errors(tmp_path, monkeypatch):
         raise PermissionError("not yours")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(ValueError, match=r"a\.txt: can not be read \(not yours\)"):
+    with pytest.raises(OSError, match=r"a\.txt: can not be read \(not yours\): mend the file or its disk"):
         list(found.read())
 
 
 def test_folders_that_can_not_be_read_are_errors(tmp_path, monkeypatch):
-    def refuse(top, onerror):
-        onerror(PermissionError("not yours"))
+    def refuse(folder):
+        raise PermissionError("not yours")
 
-    monkeypatch.setattr(text_files.os, "walk", refuse)
-    with pytest.raises(ValueError, match="not yours"):
+    monkeypatch.setattr(text_files.os, "scandir", refuse)
+    with pytest.raises(OSError, match=r"can not be read \(not yours\): mend the file or its disk"):
         listing("text", str(tmp_path))
 
 

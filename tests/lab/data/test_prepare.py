@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -227,6 +228,24 @@ def test_what_an_earlier_version_counted_otherwise_is_replaced(folder, own_cache
         shortcut.unlink()
     assert describe("text", folder) == first
     assert json.loads(file.read_text())["tokenizer"]["scale"] == 1.0 and not list(own_cache.glob(".*"))
+
+
+@pytest.mark.parametrize("shortcut", [True, False], ids=["listed", "not listed"])
+@pytest.mark.parametrize("again", ["describe", "load"])
+def test_a_cache_in_the_layout_of_an_earlier_version_is_replaced(folder, own_cache, again, shortcut):
+    """One file of tokens and no shards, as it was; the tokenizer is the same."""
+    first = describe("text", folder)
+    directory = own_cache / first.data.manifest / "bytes"
+    tokens = load(first.data).train.document(0)
+    about = json.loads((directory / "manifest.json").read_text())
+    (directory / "tokens.bin").write_bytes(b"".join((directory / s["file"]).read_bytes() for s in about.pop("shards")))
+    shutil.rmtree(directory / "shards")
+    (directory / "manifest.json").write_text(json.dumps(about))
+    if not shortcut:
+        shutil.rmtree(own_cache / "listings")
+    assert describe("text", folder) == first if again == "describe" else load(first.data)
+    np.testing.assert_array_equal(load(first.data).train.document(0), tokens)
+    assert not (directory / "tokens.bin").exists() and not list(own_cache.glob(".*"))
 
 
 @pytest.mark.parametrize("file", ["shards/00000.bin", "train.starts.npy", "held_out.lengths.npy"])

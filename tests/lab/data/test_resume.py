@@ -1,6 +1,7 @@
 """One corpus, whoever prepares it and whatever interrupts them: the same bytes."""
 
 import errno
+import gzip
 import json
 import os
 import resource
@@ -9,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from lab.data import documents, load, workers
+from lab.data import documents, load, tables, text_files, workers
 from lab.data.parts import done
 from lab.data.prepare import prepare
 
@@ -164,6 +168,115 @@ def test_a_disk_that_is_full_leaves_the_parts_that_are_done(source, tmp_path, co
     prepare("jsonl", folder, out, workers=count, report=reports.append)
     assert reports[0].parts >= finished
     prepare("jsonl", folder, tmp_path / "whole", workers=1)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def as_text(folder, rows):
+    (folder / "a.txt").write_text("\n\n".join(rows))
+
+
+def as_jsonl(folder, rows):
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+
+
+def as_gzip(folder, rows):
+    for number in range(6):
+        with gzip.open(folder / f"{number}.jsonl.gz", "wt") as stream:
+            stream.writelines(json.dumps({"text": row}) + "\n" for row in rows[number::6])
+
+
+def as_parquet(folder, rows):
+    pq.write_table(pa.table({"text": rows}), folder / "a.parquet", row_group_size=200, compression="none")
+
+
+def as_folder(folder, rows):
+    for number in range(6):
+        (folder / f"{number}.txt").write_text("\n".join(rows[number::6]))
+
+
+class Failing:
+    """A file on a disk that breaks after so many bytes."""
+
+    def __init__(self, stream, left):
+        self.stream, self.left = stream, left
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+
+    def _count(self, found):
+        self.left[0] -= len(found)
+        if self.left[0] < 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return found
+
+    def read(self, *given):
+        return self._count(self.stream.read(*given))
+
+    def readline(self, *given):
+        return self._count(self.stream.readline(*given))
+
+    def readinto(self, into):
+        size = self.stream.readinto(into)
+        return len(self._count(into[:size]))
+
+
+@pytest.mark.parametrize("write", [as_text, as_jsonl, as_gzip, as_parquet, as_folder])
+def test_a_disk_that_breaks_while_a_source_is_read_is_said_and_leaves_the_parts_that_are_done(
+    tmp_path, monkeypatch, write
+):
+    folder, out = tmp_path / "source", tmp_path / "out"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    write(folder, [f"document {i} " + " ".join(map(str, rng.integers(0, 10**6, 15))) for i in range(1200)])
+    corpus = {as_text: "text", as_folder: "text", as_parquet: "parquet"}.get(write, "jsonl")
+    source = folder / "a.txt" if write is as_text else folder
+    left = [sum(file.stat().st_size for file in folder.iterdir()) * 6 // 10]
+    left[0] += 4 * 2**16 if write is as_parquet else 0  # each time that it is opened, so much of its end is read
+    real, real_parquet, streams = Path.open, pq.ParquetFile, []
+    bytes_of_real = Path.read_bytes
+
+    def opened(self, *given, **options):
+        if folder not in self.parents:
+            return real(self, *given, **options)
+        streams.append(Failing(real(self, *given, **options), left))  # closed at the end: not all libraries do
+        return streams[-1]
+
+    def read_bytes(self):
+        if folder not in self.parents:
+            return bytes_of_real(self)
+        with self.open("rb") as stream:
+            return stream.read()
+
+    def parquet_of(path, **_):
+        return real_parquet(pa.PythonFile(opened(path, "rb")), buffer_size=2**12, pre_buffer=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        patch.setattr(text_files, "LOOK_AHEAD", 1000)
+        patch.setattr(Path, "read_bytes", read_bytes)
+        patch.setattr(tables, "gzip", SimpleNamespace(open=lambda path, mode: gzip.GzipFile(fileobj=path.open("rb"))))
+        patch.setattr("pyarrow.parquet.ParquetFile", parquet_of) if write is as_parquet else None
+        with pytest.raises(OSError) as caught:
+            prepare(corpus, source, out, workers=1)
+    for stream in streams:
+        stream.close()
+    assert caught.value.errno == errno.EIO and str(folder) in str(caught.value.filename)
+    assert "can not be read (Input/output error): mend the file or its disk, and the same command goes on" in str(
+        caught.value
+    )
+    (work,) = tmp_path.glob(".out.preparing-*")
+    finished = sum(done(work / "parts", number) for number in range(30))
+    assert finished >= 1
+    reports: list[workers.Progress] = []
+    prepare(corpus, source, out, workers=1, report=reports.append)
+    assert reports[0].parts >= finished
+    prepare(corpus, source, tmp_path / "whole", workers=1)
     assert contents(out) == contents(tmp_path / "whole")
 
 

@@ -1,0 +1,135 @@
+"""Who gains where inputs are long and targets short, and who in the reverse? One total, several shares of targets.
+
+command    for share in 1-16 1-4 1-2 3-4 15-16; do lab run target_share --preset small-$share; done
+           for pairs in docstring body; do lab run target_share --preset small-$pairs; done
+           python -m sweeps.studies.target_share runs/target_share-* --out docs/studies
+           the first for 128 bytes of text, of which so much are targets; the second on pairs cut from Python source: code ->
+           first sentence of its docstring (long -> short), signature and docstring -> body (short -> long)
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
+
+Losses of different shares are of different things and are never compared: each share is a comparison of its own, and what
+is set beside each other is the difference between structures.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.plots import COLOURS, MARKERS, save, style
+from analysis.report import VERDICT
+from lab import plan_file
+from lab.data.pairs import pairs_objective
+from lab.spec import Data
+from sweeps.grid import target_share
+from sweeps.ladder import ladder
+from sweeps.study import Study, arm, corpus
+
+COLUMNS = ("arm", "budget", "value", "low", "high", "p_holm", "detectable")
+ARMS = ("decoder_only", "prefix_lm", "encoder_decoder")
+SHARES = ("1-16", "1-4", "1-2", "3-4", "15-16")
+# Of pairs: their corpus, and the lengths of their buckets.
+PAIRS = {
+    "docstring": dict(corpus="python_docstrings", inputs=(128, 256), targets=(32, 64)),
+    "body": dict(corpus="python_bodies", inputs=(64, 128), targets=(128, 256)),
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "small": dict(budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, total=128, batch=8, seeds=2),
+    "gpu": dict(budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, total=256, batch=32, seeds=3),
+    "full": dict(
+        budgets=(1e17, 4e17, 1.6e18, 6.4e18),
+        widths=(256, 384, 512, 640, 768, 1024, 1280),
+        depth=12,
+        total=1024,
+        batch=128,
+        seeds=3,
+    ),
+}
+PRESETS = {
+    **{size: (size, "1-2") for size in SIZES},
+    **{f"{size}-{share}": (size, share) for size in SIZES for share in SHARES},
+    **{f"{size}-{pairs}": (size, pairs) for size in ("small", "gpu") for pairs in PAIRS},
+}
+
+
+def study(preset: str = "small", data: Data | None = None) -> Study:
+    size, what = PRESETS[preset]
+    chosen, precision = SIZES[size], "f32" if size == "small" else "bf16"
+    if what in PAIRS:
+        pairs = PAIRS[what]
+        data = data or corpus(pairs["corpus"])
+        objective = pairs_objective(data, inputs=pairs["inputs"], targets=pairs["targets"])
+        arms = {name: arm(name, data, objective=objective, precision=precision) for name in ARMS}
+        question = f"Which structure suits {what}s, written from Python source?"
+    else:
+        data = data or corpus("python", allow_repeat=size == "full")
+        S, T = target_share(chosen["total"], Fraction(*map(int, what.split("-"))))
+        arms = {name: arm(name, data, S=S, T=T, precision=precision) for name in ARMS}
+        question = f"Which structure pays where {T} of {S + T} tokens are targets?"
+    return Study(
+        name=f"target_share-{what}",
+        question=question,
+        arms=arms,
+        baseline="decoder_only",
+        budgets=chosen["budgets"],
+        sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if size == "full" else 16),
+        batch=chosen["batch"],
+        seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if size == "small" else "porian",
+        rules={name: name for name in ARMS} if size == "small" else {},  # tuned on text, S = T = 64
+    )
+
+
+def main(directories: list[Path], out: Path) -> None:
+    """Differences of all shares to decoder_only, by budget, into target_share.csv and target_share.png."""
+    rows: list[dict[str, Any]] = []
+    for directory in directories:
+        what = plan_file.read(directory)["study"]["name"].removeprefix("target_share-")
+        for found in json.loads((directory / VERDICT).read_text(encoding="utf-8"))["differences"]:
+            rows.append({"panel": what, **{key: found.get(key) for key in COLUMNS}})
+    if missing := [row["panel"] for row in rows if row["value"] is None]:
+        print(f"no difference could be made in {', '.join(dict.fromkeys(missing))}: see the reports there")
+    rows.sort(key=lambda row: ([*SHARES, *PAIRS].index(row["panel"]), row["arm"], row["budget"]))
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "target_share.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["panel", *COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    save(figure(rows), out / "target_share.png")
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A panel for each arm: its difference to the baseline at each share of targets, a line for each budget."""
+    known = [row for row in rows if row["value"] is not None]
+    arms, panels = (list(dict.fromkeys(row[key] for row in known)) for key in ("arm", "panel"))
+    budgets = sorted({row["budget"] for row in known})
+    with style():
+        made = Figure(figsize=(4.8 * max(1, len(arms)), 3.8), layout="constrained")
+        for axis, arm_ in zip(made.subplots(1, max(1, len(arms)), sharey=True, squeeze=False).flat, arms, strict=False):
+            for index, budget in enumerate(budgets):
+                points = [row for row in known if (row["arm"], row["budget"]) == (arm_, budget)]
+                places = [panels.index(row["panel"]) + 0.12 * (index - len(budgets) / 2) for row in points]
+                errors = [[row["value"] - row["low"] for row in points], [row["high"] - row["value"] for row in points]]
+                look = dict(color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], ls="", capsize=2)
+                axis.errorbar(places, [row["value"] for row in points], errors, label=f"{budget:.2g} FLOPs", **look)
+            axis.axhline(0, color="black", lw=0.8)
+            axis.set_xticks(range(len(panels)), [panel.replace("-", "/") for panel in panels])
+            axis.set(
+                title=arm_, xlabel="share of the tokens that are targets; pairs", ylabel=f"loss less {ARMS[0]}'s, nats"
+            )
+        made.axes[0].legend()
+    return made
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directories", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/target_share"))
+    given = parser.parse_args()
+    main(given.directories, given.out)

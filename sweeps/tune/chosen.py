@@ -1,0 +1,178 @@
+"""What a study takes from a file of rules: `learning_rate="tuned:NAME"` gives each arm the rate of its own rule."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lab.spec import Run
+from sweeps.ladder import LEARNING_RATES, Size
+from sweeps.study import TUNED, Study
+from sweeps.tune.rules import Regret, Rule, Rules, Scalar, find, read, setup
+
+# Without these alike a rate says nothing about another arm's; other differences are said in a note.
+DECISIVE = ("structure", "objective", "loss", "optimizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The rule of each arm of a study: `of` names the arm of the file."""
+
+    study: Study
+    path: Path
+    rules: Rules
+    of: Mapping[str, str]
+
+    def rule(self, arm: str) -> Rule:
+        return self.rules.rules[self.of[arm]]
+
+    def applied(self, arm: str, run: Run) -> Run:
+        """The run with its rule's rate and settings; warns where the size or the tokens lie outside of what was fitted."""
+        rule, size = self.rule(arm), Size.of(run, run.V)
+        for name, value, (low, high) in (
+            ("body forward FLOPs per token", size.body_flops, rule.fitted.size),
+            ("tokens", size.tokens, rule.fitted.tokens),
+        ):
+            if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
+                warnings.warn(
+                    f"learning-rate rule {self.study.learning_rate!r} extrapolates in {name} and is asked at {value:.3g} for "
+                    f"{arm}, whose cells have {low:.3g} to {high:.3g}",
+                    stacklevel=2,
+                )
+        rate = float(f"{rule.rate(size):.6g}")  # as sweeps.ladder.learning_rate
+        return replace(run, optimizer=replace(run.optimizer, **{**rule.optimizer, "learning_rate": rate}))
+
+    def notes(self, runs: Iterable[tuple[str, Run]]) -> list[str]:
+        """For the plan and the report: which rules, how well they are known at the runs of these arms, what tuning cost, what
+        sharing one rule would have cost."""
+        used = {arm: self.rule(arm) for arm in self.study.arms}
+        each = "; ".join(
+            f"{arm} {rule}" + (f" (the rule of {self.of[arm]})" if self.of[arm] != arm else "")
+            + (f" with {', '.join(f'{k} {v}' for k, v in rule.optimizer.items())}" if rule.optimizer else "")
+            for arm, rule in used.items()
+        )  # fmt: skip
+        rules = {name: self.rules.rules[name] for name in dict.fromkeys(self.of.values())}
+        flops, hours = sum(r.flops for r in rules.values()), sum(r.hours for r in rules.values())
+        trials = next(iter(rules.values())).trials
+        said = [
+            f"learning rates by the arms' own rules ({self.study.learning_rate}, size in body forward FLOPs per token): {each}",
+            f"arms were tuned alike, by {trials} trials each on seeds that no run of a study has: {flops:.3g} FLOPs and "
+            f"{hours:.2g} hours of training, which are in no budget here ({self.rules.source.command})",
+            *self._known(runs),
+            *self._regret(),
+        ]
+        if outside := [f"{a} {v!r} in place of {b!r}" for a, b, v in self._setup_differences()]:
+            said.append(f"the rules were tuned with other settings than this study's: {', '.join(outside)}")
+        manifest = next(iter(self.study.arms.values())).data.manifest
+        if manifest != self.rules.source.data["manifest"]:
+            said.append(f"the rules were tuned on other text: {self.rules.source.data['summary']}")
+        return said
+
+    def _known(self, runs: Iterable[tuple[str, Run]]) -> list[str]:
+        factors = {(arm, run.shape, run.budget.amount): self.rule(arm).within(Size.of(run, run.V)) for arm, run in runs}
+        known = {where: factor for where, factor in factors.items() if factor is not None}
+        if len(known) < len(factors):
+            return ["how well the rules are known can not be said: their cells leave no degree of freedom"]
+        (arm, shape, budget), factor = max(known.items(), key=lambda item: item[1])
+        return [
+            f"the rules' rates are known within a factor of {factor:.3g} (95%) at worst, {arm} D = {shape.D} at {budget:.3g}"
+        ]
+
+    def _regret(self) -> list[str]:
+        own = {arm: self.rules.regret[self.of[arm]][self.of[arm]] for arm in self.study.arms}
+        donor = self.of[self.study.baseline]
+        shared = {arm: self.rules.regret[donor][self.of[arm]] for arm in self.study.arms}
+        return [
+            f"in the tuned cells each arm's own rule costs {_words(own)} against its best rate, and {donor}'s rule for all "
+            f"arms would cost {_words(shared)}"
+        ]
+
+    def _setup_differences(self) -> list[tuple[str, Scalar, Scalar]]:
+        """Settings of a study's arm that are not those that its rule was tuned with: name, the rule's, the study's."""
+        found: dict[tuple[str, str, str], tuple[str, Scalar, Scalar]] = {}
+        for arm, template in self.study.arms.items():
+            here, there = setup(replace(template, batch=self.study.batch)), self.rule(arm).setup
+            for name in here:
+                if name in there and here[name] != there[name] and name not in self.rule(arm).optimizer:
+                    found[name, str(there[name]), str(here[name])] = (name, there[name], here[name])
+        return list(found.values())
+
+
+def chosen(study: Study) -> Chosen | None:
+    """The rules that the study names; None where it names none. Raises ValueError for an arm without a rule, or with one of
+    another structure, objective or optimizer, and for arms that were not tuned alike."""
+    if not (isinstance(study.learning_rate, str) and study.learning_rate.startswith(TUNED)):
+        return None
+    path = find(study.learning_rate.removeprefix(TUNED))
+    found = _read_once(path, path.stat().st_mtime_ns if path.exists() else 0)
+    one = Chosen(study=study, path=path, rules=found, of={arm: study.rules.get(arm, arm) for arm in study.arms})
+    for arm, name in one.of.items():
+        _check(study, arm, name, found, path)
+    trials = {name: found.rules[name].trials for name in one.of.values()}
+    if len(set(trials.values())) > 1:
+        raise ValueError(
+            f"study {study.name}: its arms were not tuned alike: {', '.join(f'{a} by {n} trials' for a, n in trials.items())} "
+            f"({path}); tune them together with `lab tune`, or use one rule for all with rules={{...}}"
+        )
+    return one
+
+
+@cache
+def _read_once(path: Path, modified: int) -> Rules:
+    return read(path)
+
+
+def _check(study: Study, arm: str, name: str, found: Rules, path: Path) -> None:
+    here = setup(study.arms[arm])
+    if name not in found.rules:
+        alike = [other for other, rule in found.rules.items() if all(rule.setup[k] == here[k] for k in DECISIVE)]
+        way = f"rules={{{arm!r}: {(alike or list(found.rules))[0]!r}}} takes another arm's"
+        raise ValueError(
+            f"study {study.name}: arm {name!r} has no rule in {path}, which has {', '.join(found.rules)}; {way}, or tune it "
+            "with the others (`lab tune`)"
+        )
+    there = found.rules[name].setup
+    for key in DECISIVE:
+        if here[key] != there[key] and (key == "optimizer" or arm not in study.rules):
+            way = (
+                "tune it with this optimizer"
+                if key == "optimizer"
+                else f"say so with rules={{{arm!r}: {name!r}}} if it is meant"
+            )
+            raise ValueError(
+                f"study {study.name}: {key} of arm {arm!r} is {here[key]!r}, but its rule in {path} is of {there[key]!r}; {way}"
+            )
+
+
+def described(study: Study) -> dict[str, Any]:
+    """What plan.json says about a study's learning rates."""
+    rate = study.learning_rate
+    if (one := chosen(study)) is not None:
+        donor = one.of[study.baseline]
+        return {
+            "rule": rate,
+            "source": dataclasses.asdict(one.rules.source),
+            "arms": {arm: {"rule": name, "c": one.rule(arm).c, "a": one.rule(arm).a, "b": one.rule(arm).b,
+                           "optimizer": dict(one.rule(arm).optimizer), "trials": one.rule(arm).trials,
+                           "flops": one.rule(arm).flops, "hours": one.rule(arm).hours,
+                           "regret": dataclasses.asdict(one.rules.regret[name][name]),
+                           "regret_of_sharing": dataclasses.asdict(one.rules.regret[donor][name])}
+                     for arm, name in one.of.items()},
+        }  # fmt: skip
+    if isinstance(rate, str):
+        return {"rule": rate, "source": LEARNING_RATES[rate].source if rate in LEARNING_RATES else ""}
+    return {"rates": list(rate)} if isinstance(rate, tuple) else {"rate": float(rate)}
+
+
+def _words(of: Mapping[str, Regret]) -> str:
+    known = {arm: r for arm, r in of.items() if r.worst is not None and r.mean is not None}
+    lost = [arm for arm, r in of.items() if r.beyond or r.diverged]
+    more = f" (not measured everywhere for {', '.join(lost)})" if lost else ""
+    if not known:
+        return "what was not measured"
+    worst = max(known, key=lambda arm: known[arm].worst or 0.0)
+    mean = sum((r.mean or 0.0) * r.cells for r in known.values()) / sum(r.cells for r in known.values())
+    return f"{mean:.2g} nats on average and {known[worst].worst:.2g} at worst ({worst}){more}"

@@ -1,0 +1,28 @@
+"""Every modification of the study `options`, tuned alike.
+
+command    lab tune zoo --rules sweeps/rules/zoo.json
+cost       3.2e13 FLOPs in 880 trials; planned 23 minutes on 2 CPU cores, not run yet
+expected   one exponent in size for each arm; the study says what one rule for all would have cost
+"""
+
+from lab.spec import Data
+from sweeps.ladder import ladder, shape
+from sweeps.studies.options import ZOO
+from sweeps.study import arm, corpus
+from sweeps.tune.tuning import Tuning
+
+PRESETS = ("small",)
+
+
+def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
+    data = data or corpus("python")
+    return Tuning(
+        name="zoo",
+        arms={name: arm("decoder_only", data, S=64, T=64, options=options) for name, options in ZOO.items()},
+        budgets=(1e10, 4e10),
+        sizes=ladder(8, 16, depth=2),
+        hold_out=(8e10, shape(24, 2)),
+        batch=8,
+        rates=(0.01, 0.02, 0.04, 0.08),
+        seeds=2,
+    )
