@@ -342,7 +342,7 @@ def refreshes(run: Run, steps: int) -> int:
 def _operation(run: Run, V: int, kind: str, form: int, active: Active | None) -> dict[str, int]:
     """Of one example; of an update, or an average, of the whole."""
     shape_of = forms(run.objective)[form]
-    spends = dict.fromkeys(UNITS, 0)
+    spends: dict[str, int] = {unit: 0 for unit in UNITS}
     if kind == "update":
         return spends | {"steps": 1}
     if kind == "average":

@@ -61,7 +61,8 @@ class Ledger:
         step = self.prices.of(PLAIN, run, plain.plain(Moment(1, 0, 0, 0.0, 0.0)))[self.unit]
         self.method = method(run, self.amount / step)
         self.stage_runs = self.method.stages
-        self.steps, self.spent = 0, dict.fromkeys(self.prices.units, 0)
+        self.steps = 0
+        self.spent: Spent = {unit: 0 for unit in self.prices.units}
         self._open: Moment | None = None  # of a step that is taken and not settled
         self._moment: Moment | None = None  # of the next step, and its price, once they are asked for
         self._next: Mapping[str, int | float] | None = None

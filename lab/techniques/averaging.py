@@ -63,7 +63,7 @@ class Lawa(Averaging):
         every = self.settings["every"]
         half = (at.share_after - at.share) / 2  # a step that would end beyond the budget by more is not taken
         last = at.share_after + half > 1
-        return {"taken": np.float32(last or at.share_after // every > at.share // every)}
+        return {"taken": np.asarray(last or at.share_after // every > at.share // every, np.float32)}
 
     def inside(self, stage: int) -> Inside:
         return Window(examples=self.run.batch, fed=(("taken", ()),), window=int(self.settings["window"]))
