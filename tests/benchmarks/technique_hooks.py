@@ -1,7 +1,7 @@
 """What the loop's hooks for techniques cost a run that has none: `train` of this checkout beside that of another, in turn.
 
     git worktree add /tmp/before <commit without the hooks>
-    python tests/benchmarks/technique_hooks.py /tmp/before
+    python tests/benchmarks/technique_hooks.py /tmp/before [rounds]
 
 Each round starts a process for either checkout, which trains one small run with a warm cache of compiled programs and prints
 seconds a step of its loop alone (evaluation and set-up are not in it). Prints the medians and the median ratio.
@@ -45,14 +45,14 @@ def seconds_a_step(checkout: Path) -> float:
 
 
 def main() -> None:
-    before, taken = Path(sys.argv[1]).absolute(), {}
-    for index in range(ROUNDS):
+    before, taken, rounds = Path(sys.argv[1]).absolute(), {}, int(sys.argv[2]) if len(sys.argv) > 2 else ROUNDS
+    for index in range(rounds):
         for checkout in (before, HERE)[:: 1 if index % 2 else -1]:
             taken.setdefault(checkout, []).append(seconds_a_step(checkout))
     ratio = statistics.median(now / then for now, then in zip(taken[HERE], taken[before], strict=True))
     for name, checkout in (("before", before), ("now", HERE)):
         print(f"{name:6s} {statistics.median(taken[checkout]) * 1e3:.4f} ms a step")
-    print(f"ratio {ratio:.4f} (median of {ROUNDS} rounds)")
+    print(f"ratio {ratio:.4f} (median of {rounds} rounds)")
 
 
 if __name__ == "__main__":
