@@ -19,7 +19,8 @@ query heads, K key-value heads, H head width, L layers, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 from lab import seen
 from lab.forms import Course, Form, forms
@@ -28,6 +29,7 @@ from lab.spec import Objective, Options, Run, Shape
 from lab.structure import Structure
 
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
+UNITS = (*CONVENTIONS, "tokens", "steps")
 MLP_MATRICES = {"swiglu": 3, "geglu": 3, "gelu": 2, "relu": 2, "relu2": 2}
 
 
@@ -38,6 +40,23 @@ class Parameters:
     body: int  # all the rest
     unused: int  # of the body: in the tree, but no scored prediction reads them (see `parameters`)
     mixing: int  # of the body: matrices that mix tokens, an entry of which acts once an example and not once a token
+
+
+class Active(NamedTuple):
+    """Layers that run, where some are skipped (lab.techniques): of the target stream (encoder-only: of the only one); of the
+    input stream those before its last; and whether its last does."""
+
+    targets: int
+    inputs: int
+    last_input: bool
+
+    @classmethod
+    def all(cls, shape: Shape) -> "Active":
+        return cls(shape.L, shape.L_input - 1, True)
+
+    @property
+    def all_inputs(self) -> int:
+        return self.inputs + self.last_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +150,7 @@ def _idle_entries(
         held == shape.L
     )  # is a layer of its own, whose inputs may be read by nothing; else it serves at other depths too
     once = replace(shape, L=held, L_input=held)
-    used = sum(item.attended for item in _attention(structure, once, options, objective, skip=last))
+    used = sum(item.attended for item in _attention(structure, Active.all(once), options, objective, skip=last))
     if last and objective.loss == "all":  # what comes out of the last input is not scored
         used -= band(objective.S, options.window) - band(objective.S - 1, options.window)
     return shape.N * (held * places**2 - used)
@@ -148,48 +167,57 @@ class Item:
 
 
 def bill(
-    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int, *, skip: bool = True
+    structure: Structure,
+    shape: Shape,
+    options: Options,
+    objective: Objective | Form,
+    V: int,
+    *,
+    skip: bool = True,
+    active: Active | None = None,
 ) -> tuple[Item, ...]:
-    """Forward cost of one example, item by item. skip: leave out what the trainer does not execute."""
+    """Forward cost of one example, item by item. skip: leave out what the trainer does not execute. active: the layers that run
+    (default: all)."""
+    run = active or Active.all(shape)
     p, S, T = projections(structure, shape, options, V), objective.S, objective.T
     scored = T + (S - 1 if objective.loss == "all" else 0)
     head = Item(name="head", linear=2 * scored * p.head)
     tokens = S if structure.encoder_only else S + T  # that enter
     items = [Item(name="embedding", linear=2 * tokens * p.embed)] if p.embed else []
-    attention = _attention(structure, shape, options, objective, skip=skip)
+    attention = _attention(structure, run, options, objective, skip=skip)
     if structure.encoder_only:
-        return (*items, Item(name="input layers", linear=shape.L * 2 * S * p.layer), *attention, head)
-    whole = _whole_input_layers(structure, shape, objective, skip)
-    if whole < shape.L_input and structure.memory_is_free:
+        return (*items, Item(name="input layers", linear=run.targets * 2 * S * p.layer), *attention, head)
+    whole = _whole_input_layers(structure, run, objective, skip)
+    if whole < run.all_inputs and structure.memory_is_free:
         items.append(Item(name="last input layer, keys and values", linear=2 * S * p.key_value))
     items += [
         Item(name="input layers", linear=whole * 2 * S * p.layer),
         attention[0],
-        Item(name="target layers", linear=shape.L * 2 * T * p.layer),
+        Item(name="target layers", linear=run.targets * 2 * T * p.layer),
         *attention[1:],
     ]
     if p.reading:
-        items.append(Item(name="cross queries and outputs", linear=shape.L * 2 * T * p.reading))
+        items.append(Item(name="cross queries and outputs", linear=run.targets * 2 * T * p.reading))
     if not structure.memory_is_free:
-        times = 1 if skip and structure.memory_is_one(options.share_layers) else shape.L
+        times = 1 if skip and structure.memory_is_one(options.share_layers) else run.targets
         items.append(Item(name="memory keys and values", linear=times * 2 * S * p.key_value))
     return (*items, head)
 
 
-def _whole_input_layers(structure: Structure, shape: Shape, objective: Objective | Form, skip: bool) -> int:
+def _whole_input_layers(structure: Structure, run: Active, objective: Objective | Form, skip: bool) -> int:
     """Of the last one keys and values suffice, where memory=same and nothing reads what the inputs become."""
-    return shape.L_input - (skip and structure.memory == "same" and objective.loss == "targets")
+    return run.inputs if skip and structure.memory == "same" and objective.loss == "targets" else run.all_inputs
 
 
 def _attention(
-    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, *, skip: bool = True
+    structure: Structure, run: Active, options: Options, objective: Objective | Form, *, skip: bool = True
 ) -> tuple[Item, ...]:
-    """Query-key pairs of all layers."""
-    L, S, T = shape.L, objective.S, objective.T
+    """Query-key pairs of all layers that run."""
+    L, S, T = run.targets, objective.S, objective.T
     among_inputs = seen.among_inputs(structure, options).pairs(S)
     if structure.encoder_only:
         return (Item(name="input attention", attended=L * among_inputs, dense=L * S * S),)
-    whole = _whole_input_layers(structure, shape, objective, skip)
+    whole = _whole_input_layers(structure, run, objective, skip)
     of_targets = objective.attended or target_pairs(structure, options, S, T)
     return (
         Item(name="input attention", attended=whole * among_inputs, dense=whole * S * S),
@@ -205,16 +233,25 @@ def target_pairs(structure: Structure, options: Options, S: int, T: int) -> int:
 
 
 def forward(
-    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int
+    structure: Structure,
+    shape: Shape,
+    options: Options,
+    objective: Objective | Form,
+    V: int,
+    active: Active | None = None,
 ) -> dict[str, int]:
-    """FLOPs of one example's forward pass under each convention. objective: of one form, or a form of it."""
+    """FLOPs of one example's forward pass under each convention. objective: of one form, or a form of it. active: the layers
+    that run (default: all)."""
     pair = pair_flops(shape, options)
-    executed = bill(structure, shape, options, objective, V)
-    published = bill(structure, shape, options, objective, V, skip=False)
+    executed = bill(structure, shape, options, objective, V, active=active)
+    published = bill(structure, shape, options, objective, V, skip=False, active=active)
+    used = _used(structure, shape, options, objective, V)
+    if active is not None:
+        used -= _skipped(structure, shape, options, objective, V, active)
     return {
         "exact": sum(item.linear + pair * item.attended for item in executed),
         "dense": sum(item.linear + pair * item.dense for item in executed),
-        "6nd": 2 * _used(structure, shape, options, objective, V) * objective.length,
+        "6nd": 2 * used * objective.length,
         "textbook": sum(item.linear + pair * item.attended for item in published),
     }
 
@@ -223,6 +260,21 @@ def _used(structure: Structure, shape: Shape, options: Options, objective: Objec
     """Body parameters that act once a token, each as often as layers share it."""
     counted = parameters(structure, shape, replace(options, share_layers=False), objective, V)
     return counted.body - counted.mixing
+
+
+def _skipped(
+    structure: Structure, shape: Shape, options: Options, objective: Objective | Form, V: int, active: Active
+) -> int:
+    """Of `_used`, the parameters of layers that do not run."""
+
+    def used(**depths: int) -> int:
+        return _used(structure, replace(shape, **depths), options, objective, V)
+
+    now = used()
+    skipped = (shape.L - active.targets) * (used(L=shape.L + 1) - now)
+    if not structure.encoder_only and structure.stacks == "separate":
+        skipped += (shape.L_input - active.all_inputs) * (used(L_input=shape.L_input + 1) - now)
+    return skipped
 
 
 def body_per_token(structure: Structure, shape: Shape, options: Options, objective: Objective, V: int) -> float:
@@ -286,8 +338,39 @@ def refreshes(run: Run, steps: int) -> int:
     return -(-steps // int(run.optimizer.extra["interval"])) if run.optimizer.curvature else 0
 
 
+@lru_cache(maxsize=4096)
+def _operation(run: Run, V: int, kind: str, form: int, active: Active | None) -> dict[str, int]:
+    """Of one example; of an update, or an average, of the whole."""
+    shape_of = forms(run.objective)[form]
+    spends: dict[str, int] = {unit: 0 for unit in UNITS}
+    if kind == "update":
+        return spends | {"steps": 1}
+    if kind == "average":
+        return spends
+    flops = forward(run.structure, run.shape, run.options, shape_of, V, active)
+    if kind == "forward":
+        return spends | flops
+    assert kind == "train", kind
+    return spends | {convention: 3 * amount for convention, amount in flops.items()} | {"tokens": shape_of.length}
+
+
+def operation(
+    run: Run, V: int, kind: str, examples: int, form: int = 0, active: Active | None = None
+) -> dict[str, int]:
+    """What an operation (lab.method) on so many examples spends, in every unit: tokens are those that are trained on, steps are
+    updates. active: the layers that run (default: all)."""
+    if kind == "hessian":
+        return refresh(run, V)
+    spends = _operation(run, V, kind, form, active)
+    return {unit: amount * examples for unit, amount in spends.items()} if examples else spends
+
+
 def train_step(run: Run, V: int) -> dict[str, float]:
-    """What one step spends, in every unit; the mean over a cycle where steps take several forms, or not all make an estimate."""
+    """What one step spends, in every unit; the mean over a cycle where steps take several forms, or not all make an estimate, and
+    over the whole run where it has a technique or a table of reference times."""
+    if _by_ledger(run):
+        spends = planned(run, V)
+        return {unit: amount / steps(run, V) for unit, amount in spends.items()}
     if run.optimizer.curvature:
         interval, extra = int(run.optimizer.extra["interval"]), refresh(run, V)
         return {unit: price + extra[unit] / interval for unit, price in prices(run, V)[0].items()}
@@ -302,8 +385,14 @@ def budget_unit(run: Run) -> str:
     return run.budget.convention if run.budget.unit == "flops" else run.budget.unit
 
 
+def _by_ledger(run: Run) -> bool:
+    """Whether what a run spends is no sum over its steps' forms: the ledger is asked, step by step."""
+    return run.technique is not None or run.budget.reference is not None
+
+
 def spent(run: Run, V: int, steps: int) -> dict[str, int]:
-    """What the first `steps` steps spend, in every unit."""
+    """What the first `steps` steps of a run without a technique spend, in every unit."""
+    assert not _by_ledger(run)
     each = prices(run, V)
     counts = [steps] if len(each) == 1 else Course(run.objective, run.seed.data).counts(steps)
     extra, times = refresh(run, V), refreshes(run, steps)
@@ -315,6 +404,10 @@ def spent(run: Run, V: int, steps: int) -> dict[str, int]:
 
 def steps(run: Run, V: int) -> int:
     """Whole steps nearest to the budget; raises ValueError where not even one fits."""
+    if _by_ledger(run):
+        from lab.ledger import simulated  # which counts with this module
+
+        return simulated(run, V).steps
     unit, course = budget_unit(run), Course(run.objective, run.seed.data)
     each, extra = [price[unit] for price in prices(run, V)], refresh(run, V)[unit]
     if len(each) == 1 and not extra and run.budget.amount >= each[0] / 2:
@@ -339,9 +432,19 @@ def steps(run: Run, V: int) -> int:
     return low + 1
 
 
-def planned(run: Run, V: int) -> dict[str, int]:
-    """Everything the run will spend, in every unit."""
+def planned(run: Run, V: int) -> dict[str, Any]:
+    """Everything the run will spend, in every unit; whole numbers, but reference seconds. Where a technique's steps depend on
+    what they find (selective_backprop) it is what is expected (`is_expected`), else what is spent, to the last digit."""
+    if _by_ledger(run):
+        from lab.ledger import simulated
+
+        return dict(simulated(run, V).spent)
     return spent(run, V, steps(run, V))
+
+
+def is_expected(run: Run) -> bool:
+    """Whether `planned` is no more than what is expected."""
+    return run.technique is not None and run.technique.name == "selective_backprop"
 
 
 # ---- serving: what a conversation costs --------------------------------------------------------------------------------

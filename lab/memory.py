@@ -13,12 +13,13 @@ to what XLA allocates on a processor for 50 shapes and structures, and is within
 Letters as in lab.cost.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 
 from lab import cost, seen
 from lab.execution import Execution
 from lab.forms import Form, forms
+from lab.ledger import method_of
 from lab.spec import Options, Run, Shape
 from lab.structure import Structure
 
@@ -98,7 +99,11 @@ def _of_form(run: Run, form: Form, V: int, execution: Execution, *, by_batch: in
 
 
 def _kept(run: Run, V: int) -> int:
-    """Numbers in the optimizer's state."""
+    """Numbers in the optimizer's state, and in a technique's."""
+    if run.technique is not None:
+        copies = method_of(run).copies
+        whole = cost.parameters(run.structure, run.shape, run.options, run.objective, V).total
+        return copies * whole + _kept(replace(run, technique=None), V)
     if run.optimizer.name in MOMENTS:  # for every parameter
         return (
             MOMENTS[run.optimizer.name] * cost.parameters(run.structure, run.shape, run.options, run.objective, V).total

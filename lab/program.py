@@ -19,19 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lab import evaluate, hardware, mesh, seen
+from lab import evaluate, generations, hardware, mesh, seen
 from lab.attention import ATTENTION
 from lab.cache import cache_directory
 from lab.curvature import ESTIMATES
 from lab.execution import Execution
 from lab.forms import Form, evaluated, forms
 from lab.hyperparameters import CURVATURE
+from lab.ledger import method_of
 from lab.memory import LOGITS_AT_ONCE
 from lab.mesh import ONE_DEVICE, Mesh, by_batch
+from lab.method import Inside, Tools
 from lab.objectives import Batch
-from lab.optimizers import OPTIMIZERS, Hyperparameters, no_numbers, scales
+from lab.optimizers import OPTIMIZERS, Hyperparameters, eval_params, no_numbers, scales
 from lab.spec import Run, nearest
-from lab.transformer import Params, Transformer
+from lab.transformer import KEEP, Params, Transformer
 from lab.versions import versions
 
 
@@ -46,6 +48,9 @@ class Program:
     optimizer: str
     hessian_examples: int  # of a batch, that an optimizer's estimate of the Hessian reads
     execution: Execution
+    inside: Inside  # of a step
+    doublings: int = 0  # of the depth, until now: so many generations of layers joined (lab.generations)
+    whole: Transformer | None = None  # where `model` is a part of it: the first layers start as its do
     mesh: Mesh = ONE_DEVICE
     pack: int = 1
 
@@ -54,9 +59,14 @@ class Program:
         return hashlib.sha256(repr((self, versions()["jax"])).encode()).hexdigest()[:16]
 
 
-def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int = 1) -> Program:
-    """Raises ValueError for settings that no program has."""
+def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int = 1, stage: int = -1) -> Program:
+    """stage: of the run's method, the last by default. Raises ValueError for settings that no program has."""
     on.check(run.batch // execution.microbatches, pack)
+    method = method_of(run)
+    method.refuse(devices=on.devices, pack=pack)
+    stage %= len(method.stages)
+    if method.dependent:  # what a step spends has to be known before the next
+        execution = replace(execution, steps_per_dispatch=1)
     if pack > 1 and len(forms(run.objective)) > 1:
         raise ValueError(f"pack = {pack}: steps of {run.objective.name} take several forms, and run side by side they would all "
                          "be computed: use 1")  # fmt: skip
@@ -69,7 +79,7 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         )
     if run.batch % execution.microbatches:
         raise ValueError(f"execution.microbatches = {execution.microbatches}: use a divisor of batch = {run.batch}")
-    model = Transformer(
+    whole = Transformer(
         structure=run.structure,
         shape=run.shape,
         options=run.options,
@@ -83,6 +93,7 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         attention=execution.attention,
         places=seen.places(run.objective, run.options),
     )
+    model = replace(whole, shape=method.stages[stage].shape)
     return Program(
         model=model,
         forms=tuple(replace(form, share=1) for form in forms(run.objective)),
@@ -91,6 +102,9 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         optimizer=run.optimizer.name,
         hessian_examples=run.optimizer.hessian_examples(run.batch),
         execution=execution,
+        inside=method.inside(stage),
+        doublings=method.doublings(stage),
+        whole=None if model == whole else whole,
         mesh=on,
         pack=pack,
     )
@@ -141,12 +155,21 @@ def _parts(rows: int, most: int) -> int:
     return next(n for n in range(max(1, -(-rows // max(most, 1))), rows + 1) if rows % n == 0)
 
 
-def loss_and_gradient(p: Program, params: Params, batch: Batch, form: Form | None = None) -> tuple[jax.Array, Params]:
+# Of each stream which layers run (lab.transformer.KEEP); None: all.
+Keep = dict[str, jax.Array] | None
+
+
+def loss_and_gradient(
+    p: Program, params: Params, batch: Batch, form: Form | None = None, keep: Keep = None
+) -> tuple[jax.Array, Params]:
     """Mean loss over all scored tokens of a batch in this form (default: the only one). Sums over microbatches are divided
     once, so that 1x8 = 2x4 = 8x1."""
     form = form or p.forms[0]
     scored = _scored(p, form, batch)
-    total = functools.partial(_total, p, form)
+
+    def total(params: Params, part: Batch) -> jax.Array:
+        return _total(p, form, params if keep is None else {**params, KEEP: keep}, part)
+
     parts = p.execution.microbatches
     if parts == 1:
         value, gradient = jax.value_and_grad(total)(params, batch)
@@ -171,6 +194,22 @@ def _total(p: Program, form: Form, params: Params, part: Batch, drawn: jax.Array
     return jnp.sum(token_losses(p.model, form, params, part, at_once=at_once, drawn=drawn))
 
 
+def example_losses(p: Program, params: Params, batch: Batch) -> jax.Array:
+    """[examples] of a batch in the program's form: nats, the mean over an example's scored tokens. As many at a time as a
+    gradient is taken of."""
+    (form,) = p.forms
+    parts = _parts(len(batch.labels), p.batch // p.execution.microbatches)
+
+    def of(part: Batch) -> jax.Array:
+        losses_BP = token_losses(p.model, form, params, part)
+        scored_B = jnp.sum(part.labels != p.model.pad, axis=1) if form.name == "pairs" else form.scored
+        return jnp.sum(losses_BP, axis=1) / scored_B
+
+    if parts == 1:
+        return of(batch)
+    return jax.lax.map(of, jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)).reshape(-1)
+
+
 def curvature(p: Program, params: Params, batch: Batch, key: jax.Array) -> Params:
     """The estimate of the Hessian's diagonal that the program's optimizer takes, on the first examples of the batch."""
     (form,) = p.forms
@@ -180,16 +219,18 @@ def curvature(p: Program, params: Params, batch: Batch, key: jax.Array) -> Param
     return estimate(functools.partial(_total, p, form), params, read, _scored(p, form, read), key, parts)
 
 
-def _of_form(p: Program, params: Params, batch: Batch, form: jax.Array | None) -> tuple[jax.Array, Params]:
+def _of_form(
+    p: Program, params: Params, batch: Batch, form: jax.Array | None, keep: Keep = None
+) -> tuple[jax.Array, Params]:
     """As loss_and_gradient, where the program has several forms: arrays have room for the largest, and `form`, a scalar,
     says which it is."""
     if form is None:
-        return loss_and_gradient(p, params, batch)
+        return loss_and_gradient(p, params, batch, keep=keep)
 
     def branch(one: Form) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
         lengths = (one.S, one.T, one.scored)
         return lambda params, batch: loss_and_gradient(
-            p, params, Batch(*(array[:, :n] for array, n in zip(batch, lengths, strict=True))), one
+            p, params, Batch(*(array[:, :n] for array, n in zip(batch, lengths, strict=True))), one, keep
         )
 
     return jax.lax.switch(form, [branch(one) for one in p.forms], params, batch)
@@ -202,14 +243,64 @@ def train_step(
     hyper: Hyperparameters,
     rate: jax.Array,
     form: jax.Array | None = None,
+    fed: dict[str, jax.Array] | None = None,
 ):
-    """One optimizer step: (state, loss, gradient norm before clipping)."""
-    loss, gradient = _of_form(p, state["params"], batch, form)
-    optimizer = _optimizer(p, hyper, rate, state["params"])
+    """One step of the run's method: (state, loss, gradient norm before clipping). fed: what the method hands each step."""
+
+    def plain(state: dict[str, Any], batch: Batch, keep: Keep = None) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+        return _plain_step(p, state, batch, hyper, rate, form, keep)
+
+    return p.inside.step(_tools(p, plain), state, batch, fed or {})
+
+
+def _tools(p: Program, plain: Callable[..., Any] | None = None) -> Tools:
+    return Tools(plain=plain or _no_step, losses=functools.partial(example_losses, p),
+                 start=functools.partial(initial_optimizer, p))  # fmt: skip
+
+
+def _no_step(*_: Any) -> Any:
+    raise AssertionError("no step is taken here")
+
+
+def _plain_step(
+    p: Program,
+    state: dict[str, Any],
+    batch: Batch,
+    hyper: Hyperparameters,
+    rate: jax.Array,
+    form: jax.Array | None,
+    keep: Keep,
+) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+    """One optimizer step: parameters and optimizer, loss, gradient norm before clipping."""
+    loss, gradient = _of_form(p, state["params"], batch, form, keep)
     extra = {"curvature": functools.partial(curvature, p, state["params"], batch)} if p.hessian_examples else {}
+    return updated(p, state, gradient, hyper, rate, **extra), loss, optax.tree.norm(gradient)
+
+
+def updated(
+    p: Program, state: dict[str, Any], gradient: Params, hyper: Hyperparameters, rate: jax.Array, **extra: Any
+) -> dict[str, Any]:
+    """Parameters and optimizer after an update by this gradient."""
+    if p.doublings:
+        return _of_generations(p, state, gradient, hyper, rate)
+    optimizer = _optimizer(p, hyper, rate, state["params"])
     update, inner = optimizer.update(gradient, state["optimizer"], state["params"], **extra)
-    params = optax.apply_updates(state["params"], update)
-    return {"params": params, "optimizer": inner}, loss, optax.tree.norm(gradient)
+    return {"params": optax.apply_updates(state["params"], update), "optimizer": inner}
+
+
+def _of_generations(
+    p: Program, state: dict[str, Any], gradient: Params, hyper: Hyperparameters, rate: jax.Array
+) -> dict[str, Any]:
+    """As `updated`, of layers that joined at different times: each generation by the state of its own, all clipped as one."""
+    params = generations.split(state["params"], p.doublings)
+    gradients = generations.split(generations.clipped(gradient, hyper["clip"]), p.doublings)
+    moved, states = [], []
+    for own, g, inner in zip(params, gradients, (state["optimizer"], *state["grown"]), strict=True):
+        update, inner = _optimizer(p, hyper, rate, own).update(g, inner, own)
+        moved.append(optax.apply_updates(own, update))
+        states.append(inner)
+    optimizer, *grown = states
+    return {"params": generations.join(moved), "optimizer": optimizer, "grown": tuple(grown)}
 
 
 def _optimizer(p: Program, hyper: Hyperparameters, rate: Any, params: Params) -> Any:
@@ -220,10 +311,31 @@ def initial_optimizer(p: Program, params: Params) -> Any:
     return _optimizer(p, no_numbers(p.optimizer), 0.0, params).init(params)
 
 
+def _beside_params(p: Program, params: Params) -> dict[str, Any]:
+    """The rest of a state that starts with these."""
+    parts = generations.split(params, p.doublings) if p.doublings else [params]
+    optimizer, *grown = [initial_optimizer(p, part) for part in parts]
+    state = {"optimizer": optimizer} | ({"grown": tuple(grown)} if grown else {})
+    return state | p.inside.start(params, shapes(p.forms, (p.inside.examples,)))
+
+
 def abstract_state(p: Program) -> dict[str, Any]:
     """Shapes and dtypes of the training state."""
     params = p.model.abstract()
-    return {"params": params, "optimizer": jax.eval_shape(functools.partial(initial_optimizer, p), params)}
+    return {"params": params, **jax.eval_shape(functools.partial(_beside_params, p), params)}
+
+
+def reported(p: Program, run: Run, state: dict[str, Any]) -> Params:
+    """The parameters that a training state of this program stands for: what is evaluated, hashed and handed on."""
+    places = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), state["params"])
+    if jax.eval_shape(p.inside.average, state) is not None:
+        return jax.jit(p.inside.average, out_shardings=places)(state)
+    if not p.doublings:
+        return eval_params(run.optimizer, state)
+    parts = generations.split(state["params"], p.doublings)
+    inner = (state["optimizer"], *state["grown"])
+    each = [eval_params(run.optimizer, {"params": own, "optimizer": of}) for own, of in zip(parts, inner, strict=True)]
+    return generations.join(each)
 
 
 def advance(
@@ -234,10 +346,11 @@ def advance(
     rates: jax.Array,
     count: jax.Array,
     chosen: jax.Array | None = None,
+    fed: dict[str, jax.Array] | None = None,
 ):
     """`count` steps in one call; arrays have room for `steps_per_dispatch`: batches [k, B, ...] and rates [k], of runs side
     by side [k, R, B, ...] and [k, R], and state and hyper lead with R. chosen: [k], the form of each step, where there are
-    several. Returns losses and gradient norms by step."""
+    several. fed: what the run's method hands each step, [k, ...]. Returns losses and gradient norms by step."""
     step = functools.partial(train_step, p)
     if p.pack > 1:
         step = jax.vmap(step)
@@ -245,8 +358,9 @@ def advance(
     def body(index, carry):
         state, losses, norms = carry
         batch = Batch(*(array[index] for array in batches))
-        form = () if chosen is None else (chosen[index],)
-        state, loss, norm = step(state, batch, hyper, rates[index], *form)
+        form = None if chosen is None else chosen[index]
+        given = jax.tree.map(lambda array: array[index], fed)
+        state, loss, norm = step(state, batch, hyper, rates[index], form, given)
         return state, losses.at[index].set(loss), norms.at[index].set(norm)
 
     empty = jnp.full(rates.shape, jnp.nan, jnp.float32)
@@ -255,11 +369,13 @@ def advance(
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """init(seed): one run's state. advance(state, batches, hyper, rates, count, forms) and target_losses(form, params, batch)
+    """init(seed): one run's state. enter(state, seed): that of the stage before, as it begins this one. advance(state, batches,
+    hyper, rates, count, forms, fed) and target_losses(form, params, batch)
     take the host's arrays; of a batch, those rows that this host builds (`rows`). join and part: from the states of the runs of a
     pack to theirs together, and back to one, on the host."""
 
     init: Callable[[int], Any]
+    enter: Callable[[Any, int], Any]
     advance: Callable[..., Any]
     target_losses: Callable[..., Any]
     join: Callable[[list[Any]], Any]
@@ -291,16 +407,15 @@ def compiled(p: Program) -> Compiled:
         return jax.jit(function, **options, **({} if on.devices == 1 else {"out_shardings": results}))
 
     with mesh.traced_on(alone):
-        start_optimizer = _compile(
-            jitted(functools.partial(initial_optimizer, p), alone, _places(one["optimizer"])).lower(one["params"])
-        )
+        beside = {name: _places(part) for name, part in one.items() if name != "params"}
+        start_beside = compile_lowered(jitted(functools.partial(_beside_params, p), alone, beside).lower(one["params"]))
 
         def losses_of_targets(form: Form, params: Params, batch: Batch) -> jax.Array:
             return token_losses(p.model, form, params, batch)[:, -form.T :]
 
         held_out = mesh.of_batch(alone, evaluate.BATCH)
         evaluation = {
-            form: _compile(
+            form: compile_lowered(
                 jitted(functools.partial(losses_of_targets, form), alone, mesh.everywhere(alone)).lower(
                     one["params"], shapes([form], (evaluate.BATCH,), held_out)
                 )
@@ -317,33 +432,48 @@ def compiled(p: Program) -> Compiled:
             functools.partial(advance, p), p.mesh, (_places(together), everywhere, everywhere), donate_argnums=0
         ).lower(
             together,
-            shapes(p.forms, (k, *many, p.batch), by_step),
+            shapes(p.forms, (k, *many, p.inside.examples), by_step),
             dict.fromkeys(no_numbers(p.optimizer), number(*many)),
             number(k, *many),
             number(dtype=jnp.int32),
             number(k, dtype=jnp.int32) if len(p.forms) > 1 else None,
+            {name: number(k, *many, *shape) for name, shape in p.inside.fed},
         )
-        step = _compile(lowered)
+        step = compile_lowered(lowered)
 
-    rows = mesh.my_rows(p.mesh, p.batch) if not many else range(p.batch)
+    rows = mesh.my_rows(p.mesh, p.inside.examples) if not many else range(p.inside.examples)
 
     def advance_all(
-        state: Any, batches: Batch, hyper: Hyperparameters, rates: Any, count: Any, chosen: np.ndarray
+        state: Any,
+        batches: Batch,
+        hyper: Hyperparameters,
+        rates: Any,
+        count: Any,
+        chosen: np.ndarray | None = None,
+        fed: dict[str, np.ndarray] | None = None,
     ) -> Any:
-        given = dict(axis=1, first=rows.start, rows=p.batch) if not many else {}
+        given = dict(axis=1, first=rows.start, rows=p.inside.examples) if not many else {}
         placed = Batch(*(mesh.put(array, by_step, **given) for array in batches))
-        return step(state, placed, hyper, rates, count, chosen if len(p.forms) > 1 else None)
+        return step(state, placed, hyper, rates, count, chosen if len(p.forms) > 1 else None, fed or {})
 
     def target_losses(form: Form, params: Params, batch: Batch) -> Any:
         return evaluation[replace(form, share=1)](params, Batch(*(mesh.put(array, held_out) for array in batch)))
 
     def init(seed: int) -> dict[str, Any]:
-        params = p.model.init(seed)
+        params = p.model.init(seed) if p.whole is None else _first_layers(p.whole.init(seed), p.model.abstract())
         if alone.devices == 1:
             params = jax.device_put(params)
         else:
             params = jax.tree.map(lambda leaf, shape: mesh.put(leaf, shape.sharding), params, one["params"])
-        return {"params": params, "optimizer": start_optimizer(params)}
+        return {"params": params, **start_beside(params)}
+
+    def enter(before: Any, seed: int) -> dict[str, Any]:
+        # Compiled, so that no two arrays of a state share what is donated to the next step.
+        tools = replace(_tools(p), start=jax.jit(functools.partial(initial_optimizer, p)))
+        entered = p.inside.enter(tools, before, lambda: init(seed))
+        if alone.devices == 1:
+            return entered
+        return jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), entered, one)
 
     def join(states: list[Any]) -> Any:
         if not many:
@@ -358,6 +488,7 @@ def compiled(p: Program) -> Compiled:
 
     return Compiled(
         init=init,
+        enter=enter,
         advance=advance_all,
         target_losses=target_losses,
         join=join,
@@ -367,6 +498,10 @@ def compiled(p: Program) -> Compiled:
         seconds=time.monotonic() - start,
         memory_bytes=_memory(step),
     )
+
+
+def _first_layers(params: Params, wanted: Any) -> Params:
+    return jax.tree.map(lambda leaf, shape: leaf[: shape.shape[0]], params, wanted)
 
 
 def _places(shapes: Any) -> Any:
@@ -382,7 +517,8 @@ def _memory(program: jax.stages.Compiled) -> int | None:
     return int(sizes - counted.alias_size_in_bytes)
 
 
-def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """With the options that suit the backend."""
     try:
         return lowered.compile(compiler_options=hardware.COMPILER_OPTIONS.get(jax.default_backend()))
     except jax.errors.JaxRuntimeError as error:

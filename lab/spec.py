@@ -24,9 +24,10 @@ from lab.forms import MOST_FORMS, Objective, forms
 from lab.hyperparameters import ADAM_LIKE, Numbers, Optimizer
 from lab.parametrization import Parametrization
 from lab.structure import Structure
+from lab.technique import Technique
 
 # Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 the model's options, each optimizer's
-# own hyperparameters and the parametrization.
+# own hyperparameters, the parametrization, the technique and the budget's reference times.
 SCHEMA = 3
 
 
@@ -164,16 +165,33 @@ class Data:
         require(isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false")
 
 
+BudgetUnit = Literal["flops", "reference_seconds", "tokens", "steps"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much, in one unit. Stop and schedules are functions of the spent share of it."""
+    """How much, in one unit. Stop and schedules are functions of the spent share of it.
 
-    unit: Literal["flops", "tokens", "steps"] = "flops"
+    reference: the SHA-256 of a table of reference times (lab.reference_times), which lies at `reference_path` (null: it is one
+    that is shipped) and whose seconds are counted; a budget of reference_seconds needs one. The path is not part of the run's
+    identity.
+    """
+
+    unit: BudgetUnit = "flops"
     amount: float
     convention: Literal["exact", "dense", "6nd", "textbook"] = "exact"  # how flops are counted: lab.cost
+    reference: str | None = None
+    reference_path: str | None = None
 
     def __post_init__(self):
-        check_choice("budget.unit", self.unit, Literal["flops", "tokens", "steps"])
+        check_choice("budget.unit", self.unit, BudgetUnit)
+        known = self.reference is None or (isinstance(self.reference, str) and len(self.reference) == 64)
+        require(known, "budget.reference", self.reference, "use the SHA-256 that lab.reference_times.read gives")
+        require(self.unit != "reference_seconds" or self.reference is not None, "budget.reference", self.reference,
+                "a budget of reference_seconds is counted by a table of reference times: `lab calibrate` makes one, and "
+                "lab.reference_times.budget refers to it")  # fmt: skip
+        require(self.reference_path is None or (self.reference is not None and isinstance(self.reference_path, str)),
+                "budget.reference_path", self.reference_path, "give the table's SHA-256 as budget.reference too")  # fmt: skip
         check_number("budget.amount", self.amount, 0.0, 1e40, open_low=True)
         check_choice("budget.convention", self.convention, Literal["exact", "dense", "6nd", "textbook"])
 
@@ -223,6 +241,7 @@ class Run:
     optimizer: Optimizer
     budget: Budget
     batch: int  # examples a step
+    technique: Technique | None = None
     seed: Seed = field(default_factory=Seed)
     evaluation: Evaluation = field(default_factory=Evaluation)
     precision: Literal["f32", "bf16"] = "f32"  # of the computation; parameters, softmax and loss are f32
@@ -241,6 +260,7 @@ class Run:
         )
         seen.check(self.structure, self.options, self.objective, self.evaluation.splits)
         self._check_optimizer()
+        self._check_technique()
         if self.objective.name == "pairs":
             require(self.options.positions == "continue", "options.positions", self.options.positions,
                     "pairs are padded before their sources: counted anew, the targets' positions would depend on the padding; "
@@ -263,6 +283,26 @@ class Run:
         require(self.optimizer.curvature is None or len(forms(self.objective)) == 1, "optimizer.name", name,
                 f"its estimate of the Hessian is of steps of one form, and those of {self.objective.name} take several: use "
                 "another optimizer or objective")  # fmt: skip
+
+    def _check_technique(self) -> None:
+        name = self.technique.name if self.technique else None
+        if name in ("stacking", "selective_backprop", "rho_loss"):
+            require(self.optimizer.curvature is None, "technique.name", name,
+                    f"{self.optimizer.name}'s extra pass comes at steps that are counted from the start, by one state for all "
+                    "parameters: use another optimizer")  # fmt: skip
+        if name in ("selective_backprop", "rho_loss"):
+            require(len(forms(self.objective)) == 1, "technique.name", name,
+                    f"it selects among examples of one form, and steps of {self.objective.name} take several: use another "
+                    "technique or objective")  # fmt: skip
+        if name in ("ema", "lawa"):
+            require(self.optimizer.name != "schedule_free_adamw", "technique.name", name,
+                    "schedule_free_adamw averages parameters already: use another optimizer")  # fmt: skip
+        if self.technique is not None and name == "stacking":
+            require(not self.options.share_layers, "options.share_layers", True,
+                    "stacking copies layers to a greater depth, and one layer serves at all depths here: use false")  # fmt: skip
+            scaling = self.options.parametrization.name
+            require(not self.technique.boundaries or scaling != "completep", "options.parametrization.name", scaling,
+                    "its multipliers follow the depth, which stacking changes: use 'standard' or 'mup'")  # fmt: skip
 
     @property
     def measure(self) -> str:
@@ -294,10 +334,11 @@ class Run:
     def run_id(self) -> str:
         """Slug for people, and ten hexadecimal digits of the content's SHA-256 for machines."""
         content = to_json(self)
-        del content["data"]["path"]
+        del content["data"]["path"], content["budget"]["reference_path"]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         amount = f"{self.budget.amount:.2e}".replace("e+", "e")
         loss = "-all" if self.objective.loss == "all" else ""
+        loss += f"-{self.technique.name}" if self.technique else ""
         return f"{self.structure.name}{loss}-d{self.shape.D}-l{self.shape.L}-{amount}{self.budget.unit}-{digest[:10]}"
 
 
@@ -385,8 +426,9 @@ def _decode(kind: Any, content: object, where: str) -> Any:
     values = {}
     for name in names:
         hint, value = hints[name], content[name]
-        if dataclasses.is_dataclass(hint):
-            values[name] = _decode(hint, value, prefix + name)
+        part = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        if part and not (value is None and type(None) in get_args(hint)):
+            values[name] = _decode(part, value, prefix + name)
         else:
             values[name] = _typed(hint, value, prefix + name)
     made = kind(**values)

@@ -42,6 +42,7 @@ from lab.weights import Draw, matmul
 
 Params = dict[str, Any]
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+KEEP = "keep"  # beside the parameters: {"inputs", "targets": [depth]}, which layers run (lab.techniques)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,17 +270,21 @@ class Transformer:
         return layers if depth == self.depth(stack) else jax.tree.map(lambda leaf: leaf[:depth], layers)
 
     def _fold(self, body, carry, params: Params, stacks: tuple[str, ...], depth: int):
-        """Applies `body(layers, carry)` at the first `depth` depths; `layers` are the Layer modules of the stacks there."""
+        """Applies `body(layers, carry)` at the first `depth` depths; `layers` are the Layer modules of the stacks there. Where
+        only some run (KEEP), the others are not executed, and hand on what they are given."""
 
-        def at_depth(carry, params, own):
-            return body([self.layer(params, name, p) for name, p in zip(stacks, own, strict=True)], carry)
+        def at_depth(carry, params, at):
+            own, kept = at
+            layers = [self.layer(params, name, p) for name, p in zip(stacks, own, strict=True)]
+            return _unless_skipped(kept, partial(body, layers), carry, lambda carry: carry)
 
         if depth == 0:
             return carry
         if self.remat:
             at_depth = jax.checkpoint(at_depth, prevent_cse=not self.scan)
         shared = {name: params[name] for name in stacks} if self.options.share_layers else {}
-        layers = [self.by_depth(params, name, depth) for name in stacks]
+        keep = self._kept(params, stacks)
+        layers = [self.by_depth(params, name, depth) for name in stacks], None if keep is None else keep[:depth]
         if self.scan:
             return jax.lax.scan(
                 lambda carry, own: (at_depth(carry, shared, own), None), carry, layers, length=depth, unroll=self.unroll
@@ -288,14 +293,22 @@ class Transformer:
             carry = at_depth(carry, shared, jax.tree.map(lambda p, i=index: p[i], layers))
         return carry
 
-    def _at_the_end(self, body, carry, params: Params, stacks: tuple[str, ...]):
-        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths."""
+    def _at_the_end(self, body, carry, params: Params, stacks: tuple[str, ...], skipped):
+        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths; skipped(carry): what
+        a layer that does not run hands on."""
+        keep = self._kept(params, stacks)
 
-        def last(carry, layers):
-            return body([self.layer(params, name, p) for name, p in zip(stacks, layers, strict=True)], carry)
+        def last(carry, own):
+            layers = [self.layer(params, name, p) for name, p in zip(stacks, own, strict=True)]
+            return _unless_skipped(None if keep is None else keep[-1], partial(body, layers), carry, skipped)
 
         layers = [jax.tree.map(lambda p: p[-1], params[name]["layers"]) for name in stacks]
         return (jax.checkpoint(last) if self.remat else last)(carry, layers)
+
+    def _kept(self, params: Params, stacks: tuple[str, ...]) -> Array | None:
+        """[depth], which layers of the stacks run; None where all do. It comes with the parameters, and is none of them."""
+        alone = stacks == ("input",) and not self.structure.encoder_only
+        return params[KEEP]["inputs" if alone else "targets"] if KEEP in params else None
 
     def _run_alone(
         self, params: Params, stack: str, x_BSD: Array, positions_S: np.ndarray, segments: Segments = None
@@ -362,6 +375,7 @@ class Transformer:
                     z_BnD,
                     params,
                     self.stacks,
+                    lambda z: z[:, S:],
                 )
                 return x_BSD, self._top(params, last, y_BTD)
             z_BnD = self._top(params, first, z_BnD)
@@ -380,8 +394,12 @@ class Transformer:
         x_BSD, y_BTD = self._fold(advance, (x_BSD, y_BTD), params, self.stacks, depth)
         if not score_inputs:
             at_the_end = partial(advance, keep_inputs=False)
-            x_BSD, y_BTD = self._at_the_end(at_the_end, (x_BSD, y_BTD), params, self.stacks)
+            x_BSD, y_BTD = self._at_the_end(at_the_end, (x_BSD, y_BTD), params, self.stacks, lambda xy: xy)
         return self._top(params, first, x_BSD), self._top(params, last, y_BTD)
+
+
+def _unless_skipped(kept: Array | None, run: Callable[[Any], Any], carry: Any, skipped: Callable[[Any], Any]) -> Any:
+    return run(carry) if kept is None else jax.lax.cond(kept, run, skipped, carry)
 
 
 def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:

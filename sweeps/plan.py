@@ -176,7 +176,16 @@ def _shortened(messages: list[str]) -> list[str]:
 
 
 def _program(run: Run) -> tuple[Any, ...]:
-    return (run.structure, run.shape, run.options, run.objective, run.batch, run.precision, run.optimizer.name)
+    return (
+        run.structure,
+        run.shape,
+        run.options,
+        run.objective,
+        run.batch,
+        run.precision,
+        run.optimizer.name,
+        run.technique,
+    )
 
 
 def describe_arm(template: Run) -> str:
@@ -214,7 +223,8 @@ def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run) -> Ite
     row: PlannedRun | None = None
     for replicate in range(study.replicates(budget, rung)):
         seeded = with_seed(run, replicate)
-        if row is None or len(forms(run.objective)) > 1:  # which forms the steps take, and so their cost, is the seed's
+        # Which forms the steps take and which layers are dropped, and so what they cost, is the seed's.
+        if row is None or len(forms(run.objective)) > 1 or run.technique is not None:
             row = planned_run(seeded, arm=arm, budget=study.budgets[budget], rung=rung)
         for rate in rates:
             one = replace(seeded, optimizer=replace(run.optimizer, learning_rate=rate))
