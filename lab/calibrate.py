@@ -20,24 +20,14 @@ import numpy as np
 
 from lab import cost, hardware, records, reference_times
 from lab.checks import check_integer
+from lab.compiled import compile_lowered, use_compilation_cache
 from lab.cost import Active
 from lab.forms import Form
 from lab.ledger import method_of
 from lab.method import Operation, Tools
 from lab.objectives import Batch
 from lab.optimizers import hyperparameters
-from lab.program import (
-    Program,
-    abstract_state,
-    compile_lowered,
-    curvature,
-    example_losses,
-    loss_and_gradient,
-    program,
-    shapes,
-    updated,
-    use_compilation_cache,
-)
+from lab.program import Program, abstract_state, curvature, example_losses, loss_and_gradient, program, shapes, updated
 from lab.spec import Budget, Run
 from lab.transformer import Params
 from lab.versions import versions

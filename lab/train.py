@@ -25,13 +25,14 @@ from lab import hardware, memory, mesh, records, tracking
 from lab.attempt import Attempt, parameter_hash
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
+from lab.compiled import Compiled, compiled, use_compilation_cache
 from lab.evaluate import Interrupted
 from lab.execution import Execution
 from lab.forms import Form
 from lab.mesh import Mesh
 from lab.objectives import Batch
 from lab.preemption import Preempted, Superseded, stop_flag
-from lab.program import Compiled, Program, abstract_state, compiled, program, reported, shapes, use_compilation_cache
+from lab.program import Program, abstract_state, program, reported, shapes
 from lab.spec import Run
 from lab.transformer import Params, Transformer
 

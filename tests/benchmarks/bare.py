@@ -6,9 +6,10 @@ import time
 import jax
 import numpy as np
 
+from lab.compiled import compiled
 from lab.execution import Execution
 from lab.optimizers import hyperparameters
-from lab.program import Program, compiled, program, shapes
+from lab.program import Program, program, shapes
 from lab.spec import Run
 
 

@@ -21,12 +21,13 @@ import jax
 import numpy as np
 
 from lab import hardware, train
+from lab.compiled import compiled
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
 from lab.forms import forms
 from lab.objectives import build
 from lab.optimizers import hyperparameters
-from lab.program import compiled, program
+from lab.program import program
 from lab.spec import Budget, Evaluation, Objective
 from runs import make_run
 from sweeps.ladder import shape

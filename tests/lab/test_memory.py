@@ -6,8 +6,9 @@ import pytest
 
 from lab import hardware, memory
 from lab.attention import ROWS
+from lab.compiled import compiled
 from lab.execution import Execution
-from lab.program import compiled, program
+from lab.program import program
 from lab.spec import Objective, Options
 from runs import make_run
 from sweeps.ladder import shape

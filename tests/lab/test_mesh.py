@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from lab import mesh, records
+from lab.compiled import compiled
 from lab.data import describe
 from lab.execution import Execution
 from lab.mesh import ONE_DEVICE, Mesh
-from lab.program import abstract_state, compiled, program
+from lab.program import abstract_state, program
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Seed, Shape
 from lab.structure import LADDER, STRUCTURES
 from lab.train import train, train_together

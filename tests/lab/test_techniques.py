@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab import cost, generations
+from lab.compiled import compiled
 from lab.data import describe
 from lab.execution import Execution
 from lab.forms import forms
@@ -19,7 +20,7 @@ from lab.ledger import Ledger, method_of, simulated
 from lab.method import Moment
 from lab.objectives import Batch
 from lab.optimizers import hyperparameters
-from lab.program import compiled, loss_and_gradient, program, reported, token_losses, train_step
+from lab.program import loss_and_gradient, program, reported, token_losses, train_step
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, from_json, to_json
 from lab.structure import Structure
 from lab.technique import SETTINGS, Technique

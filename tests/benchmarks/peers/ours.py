@@ -4,11 +4,12 @@ import jax
 import numpy as np
 
 from lab import hardware
+from lab.compiled import compiled
 from lab.data.tokenizers import TOKENIZERS
 from lab.forms import forms
 from lab.objectives import build
 from lab.optimizers import hyperparameters
-from lab.program import compiled, program
+from lab.program import program
 from peers.case import RATE, Case, V
 
 
