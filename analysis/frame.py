@@ -139,7 +139,10 @@ def _columns(where: Path, row: dict[str, Any], run: spec.Run, result: dict[str, 
 
 
 def _check_spent(where: Path, row: dict[str, Any], result: dict[str, Any]) -> None:
-    """A finished run has spent what was planned, in every convention, or it is not the run of this plan."""
+    """A finished run has spent what was planned, in every convention, or it is not the run of this plan. What is planned as an
+    expected value (lab.cost.is_expected) is not held against what was spent."""
+    if result.get("planned_is", "exact") == "expected":
+        return
     spent = result["outcome"]["spent"]
     for source, planned in (("plan.json", row["planned"]), ("its result", result["planned"])):
         for name in SPENT:

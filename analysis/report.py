@@ -76,7 +76,7 @@ def text(answer: Answer) -> str:
         if verdict.detail:
             lines.append(f"    {verdict.detail}")
     lines.append("")
-    for row in _difference_rows(answer):
+    for row in differences_table(answer):
         lines.append("  ".join(f"{row[key]:>{width}}" for key, width in _TEXT_COLUMNS))
     lines += ["", f"noise: {answer.noise if isinstance(answer.noise, Noise) else answer.noise.reason}"]
     changed = [s for s in answer.sensitivity if s.changes]
@@ -88,7 +88,7 @@ def text(answer: Answer) -> str:
 _TEXT_COLUMNS = (("arm", 18), ("budget", 9), ("loss", 8), ("difference", 11), ("interval", 20), ("p", 8))
 
 
-def _difference_rows(answer: Answer) -> list[dict[str, str]]:
+def differences_table(answer: Answer) -> list[dict[str, str]]:
     """Header first: one row for each arm and budget."""
     from analysis.compare import Difference
     from analysis.frame import compact
@@ -200,7 +200,7 @@ def render(answer: Answer) -> str:
     from analysis.noise import Noise
     from analysis.resample import Draws
 
-    rows = _difference_rows(answer)
+    rows = differences_table(answer)
     fitted = answer.law if isinstance(answer.law, Fit) else None
     figures = {
         "headline": plots.headline(answer),
@@ -225,7 +225,7 @@ def render(answer: Answer) -> str:
         curves={arm: (fit, isinstance(fit, Fit)) for arm, fit in answer.curves.items()},
         crossings={arm: getattr(value, "reason", None) or str(value) for arm, value in answer.crossings.items()},
         runs=run_rows(answer.frame),
-        facts=how_made(answer.frame, answer.baseline),
+        facts=facts(answer),
     )
 
 
@@ -253,6 +253,10 @@ def run_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
         }
         for row in frame.to_dict("records")
     ]
+
+
+def facts(answer: Answer) -> list[tuple[str, str]]:
+    return how_made(answer.frame, answer.baseline)
 
 
 def how_made(frame: pd.DataFrame, baseline: str) -> list[tuple[str, str]]:

@@ -22,9 +22,10 @@ from lab.clock import Clock
 from lab.data import load
 from lab.execution import Execution
 from lab.forms import Form
-from lab.ledger import Ledger
+from lab.ledger import Ledger, simulated
+from lab.method import NO_UPDATE
 from lab.objectives import Batch
-from lab.optimizers import Hyperparameters, learning_rate
+from lab.optimizers import Hyperparameters, hyperparameters, learning_rate
 from lab.spec import Run, to_json
 from lab.transformer import Params
 from lab.versions import versions
@@ -96,13 +97,16 @@ class Attempt:
         self.ledger = Ledger(run, self.V)
         self.attempts, self.seconds_before, self.last_loss = 1, 0.0, None
         if note:
-            self.ledger.restore(note["spent"])
+            self.ledger.restore(note["spent"], note["steps"])
             self.attempts, self.seconds_before = note["attempts"] + 1, note["seconds"]
             self.last_loss = note["last_loss"]
-        self.hyper: Hyperparameters = Hyperparameters.of(run.optimizer)
+        self.stage = note["stage"] if note else 0  # of the state, which enters the next one where that begins
+        self.dependent = self.ledger.method.dependent
         self.steps = cost.steps(run, self.V)
+        self.hyper: Hyperparameters = hyperparameters(run.optimizer, steps=self.steps, seed=run.seed.data)
         times = run.evaluation.times
-        self.evaluate_at = {math.ceil(self.steps * i / times) for i in range(1, times)}
+        self.evaluate_at = {self._reached(i / times) for i in range(1, times)}
+        self.evaluate_at = {step for step in self.evaluate_at if step > self.ledger.method.first_step}
         self.diverged_at: int | None = None
         self.result: dict[str, Any] | None = None
         latest = self.checkpoints.latest
@@ -114,6 +118,12 @@ class Attempt:
         self.track, self.labels = track, labels or {}
         self.mirrors: list[tracking.Mirror] = []
         self.spent_before = dict(self.ledger.spent)
+
+    def _reached(self, share: float) -> int:
+        """The step after which this share of the run is behind it: of its budget where steps cost differently by technique."""
+        if self.run.technique is None or self.dependent:
+            return math.ceil(self.steps * share)
+        return simulated(self.run, self.V).reached(share)
 
     def _halve(self) -> None:
         parts = 2 * self.execution.microbatches
@@ -151,6 +161,11 @@ class Attempt:
         return self.evaluates or not self.ledger.fits
 
     @property
+    def enters(self) -> bool:
+        """Whether the step that comes next is of another stage than the state is."""
+        return self.spends and self.ledger.stage != self.stage
+
+    @property
     def evaluates(self) -> bool:
         """Whether an evaluation on the way is due after this step."""
         return self.ledger.steps in self.evaluate_at - self.evaluated
@@ -159,21 +174,27 @@ class Attempt:
     def seconds(self) -> float:
         return self.seconds_before + self.clock.elapsed / self.sharing
 
-    def take(self, rows: range) -> tuple[float, int, Batch]:
-        """Learning rate, form and batch (those rows of it) of the step that comes next, which is charged."""
+    def take(self, rows: range) -> tuple[float, int, Batch, dict[str, np.ndarray]]:
+        """Learning rate, form, batch (those rows of it) and what the method hands it, of the step that comes next, which is
+        charged."""
         rate = learning_rate(self.run.optimizer, self.ledger.share_in_step)
         form, batch = self.batches.step(self.ledger.steps, rows)
+        fed = self.ledger.method.feed(self.ledger.moment) if self.run.technique else {}
         self.ledger.charge()
-        return rate, form, batch
+        return rate, form, batch, fed
 
     def absorb(self, first: int, rates: list[float], losses: np.ndarray, norms: np.ndarray) -> float | None:
-        """Records the steps from `first` on; returns their mean loss, or None where they diverged."""
+        """Records the steps from `first` on; returns their mean loss, or None where they diverged or made no update."""
         losses, norms = losses[: len(rates)], norms[: len(rates)]
+        if self.dependent:
+            self.ledger.settle(bool(norms[0] != NO_UPDATE))
         bad = ~np.isfinite(losses) | ~np.isfinite(norms)
         second_half = first + np.arange(len(rates)) >= self.steps / 2  # an early spike may pass
         bad |= second_half & (losses > DIVERGED_AT_LN_V * math.log(self.V))
         if bad.any():
             self.diverged_at = first + int(np.argmax(bad))
+            return None
+        if norms[-1] == NO_UPDATE:
             return None
         self.last_loss = float(losses[-1])
         done = first + len(rates)
@@ -209,6 +230,8 @@ class Attempt:
     def save(self, state: Any) -> None:
         note = {
             "spent": self.ledger.spent,
+            "steps": self.ledger.steps,
+            "stage": self.stage,
             "execution": self.execution.to_json(),
             "device": self.device,
             "attempts": self.attempts,
@@ -226,11 +249,11 @@ class Attempt:
 
     def finish(self, final: dict[str, Any] | None, *, params_hash: str | None, measured: dict[str, Any]) -> None:
         """Writes result.json. final: the last evaluation; None where the run diverged."""
-        if self.diverged_at is not None:
+        if self.diverged_at is not None and not self.dependent:
             self.ledger = Ledger(self.run, self.V)
             for _ in range(self.diverged_at + 1):
                 self.ledger.charge()
-        run, steps = self.run, self.ledger.steps
+        run, steps, updates = self.run, self.ledger.steps, int(self.ledger.spent["steps"])
         counted = cost.parameters(run.structure, run.shape, run.options, run.objective, self.V)
         self.result = {
             "schema": records.SCHEMA,
@@ -238,9 +261,10 @@ class Attempt:
             "status": "done" if final else "diverged",
             "outcome": {
                 "steps": self.ledger.steps,
-                "examples": steps * run.batch,
+                "updates": updates,
+                "examples": updates * run.batch,
                 "tokens_seen": self.ledger.spent["tokens"],
-                "target_tokens": self.batches.target_tokens(steps),
+                "target_tokens": self.batches.target_tokens(updates),
                 "epochs": epochs(run, steps),
                 "spent": self.ledger.spent,
                 **(final or dict.fromkeys(MEASURED)),
@@ -255,6 +279,7 @@ class Attempt:
                 "unused": counted.unused,
             },
             "planned": cost.planned(run, self.V),
+            "planned_is": "expected" if cost.is_expected(run) else "exact",
             "measured": {
                 "seconds": self.seconds,
                 **measured,

@@ -6,11 +6,13 @@ Three streams serve all objectives: windows of text within a document (lab.data.
 
 import numpy as np
 
+from lab import cost
 from lab.data.examples import Examples, count_windows
 from lab.data.packed import Packed, count_rows
 from lab.data.pairs import Pairs, count_pairs
 from lab.data.prepare import Corpus
 from lab.forms import Course, Form, evaluated, forms
+from lab.ledger import method_of
 from lab.objectives import Batch, build
 from lab.spec import Data, Objective, Run
 
@@ -22,6 +24,9 @@ class Batches:
         o, seed = run.objective, run.seed.data
         self.run, self.tokenizer = run, corpus.tokenizer
         self.course, self.forms = Course(o, seed), forms(o)
+        self._method = method_of(run)
+        if self._method.one_epoch:
+            epochs(run, cost.steps(run, run.V))  # which refuses what would come again
         self._sentinels = o.ul2_spans if o.name == "ul2" else 0
         count = run.evaluation.examples
         self.held_out: list[tuple[Form, Batch]]
@@ -39,14 +44,16 @@ class Batches:
             ]
 
     def step(self, step: int, rows: range | None = None) -> tuple[int, Batch]:
-        """Which form step `step` (from 0) takes, and those rows of its batch. Access is random: nothing is kept."""
+        """Which form step `step` (from 0) takes, and those rows of what it reads. Access is random: nothing is kept."""
         run, form = self.run, self.course.form(step)
-        rows, first = range(run.batch) if rows is None else rows, step * run.batch
+        first, count = self._method.examples(step)
+        rows = range(count) if rows is None else rows
         if run.objective.name == "pairs":
-            return form, self._pairs.batch(form, self.course.counts(step)[form] * run.batch, rows)
+            first = self.course.counts(step)[form] * run.batch if len(self.forms) > 1 else first
+            return form, self._pairs.batch(form, first, rows)
         if run.objective.name == "causal_lm":
             return form, _packed(self._packed.batch(first, rows))
-        tokens = self._windows.batch(step, run.batch, rows)
+        tokens = self._windows.batch(0, 1, range(first + rows.start, first + rows.stop))
         return form, self._build(self.forms[form], tokens, seed=run.seed.data, first=first + rows.start)
 
     def target_tokens(self, steps: int) -> int:
@@ -82,8 +89,14 @@ def left_out(data: Data, objective: Objective) -> int:
 
 def epochs(run: Run, steps: int) -> float:
     """How often so many steps go through the training examples; of pairs, through the bucket that comes round most often."""
-    if run.objective.name != "pairs":
-        return steps * run.batch / count_examples(run.data, run.objective)[0]
+    if len(forms(run.objective)) == 1 or run.objective.name != "pairs":
+        method, there = method_of(run), count_examples(run.data, run.objective)[0]
+        if method.one_epoch and (read := method.read(steps)) > there:
+            raise ValueError(
+                f"technique: the run reads {read:,} examples, its holdout model's among them, and the corpus has {there:,}, "
+                "none of which may come again: lower the budget or mega_batch, or use more text"
+            )
+        return method.read(steps) / there
     counts, taken = count_pairs(run.data, _shapes(run.objective))[0], Course(run.objective, run.seed.data).counts(steps)
     return max(n * run.batch / count if count else 0.0 for n, count in zip(taken, counts, strict=True))
 

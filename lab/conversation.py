@@ -1,6 +1,7 @@
 """A conversation with one model, turn by turn: what is read again, what is kept, and how long it takes.
 
-Inputs that see ahead are read anew at each turn, all of them. Causal inputs are only extended: by what the user wrote, and
+Inputs that see ahead are read anew at each turn, all of them; those that see ahead within turns of the model's own
+(options.turn) from the first of these on that was not full. Causal inputs are only extended: by what the user wrote, and
 before it by the reply of the turn before, except where replies have the same keys and values as inputs and stay
 (structure.keeps_replies). cost.conversation counts the same.
 
@@ -21,7 +22,8 @@ from jaxtyping import Int
 
 from lab import cost
 from lab.generate import GREEDY, Sampling, next_tokens
-from lab.serving import Cache, extend, prefill
+from lab.seen import among_inputs
+from lab.serving import Cache, extend, forget, prefill
 from lab.spec import Options, Shape
 from lab.structure import Structure
 from lab.transformer import DTYPES, Params, Transformer
@@ -53,17 +55,17 @@ class Conversation:
         began = time.perf_counter()
         before = user_BU[:, :0] if self.text_Bn is None else self.text_Bn
         self.text_Bn = np.concatenate([before, user_BU], axis=1).astype(np.int32)
-        if self.cache is None or self.model.structure.inputs == "bidirectional":
-            new_BU = self.text_Bn
-        else:
-            new_BU = self.text_Bn[:, before.shape[1] - self.unread :]
+        rule, held = among_inputs(self.model.structure, self.model.options), before.shape[1] - self.unread
+        kept = held // rule.turn * rule.turn if rule.causal else 0
+        new_BU = self.text_Bn[:, kept:]
         counts_B = np.full(len(new_BU), new_BU.shape[1], np.int32)
-        if new_BU.shape[1] == self.text_Bn.shape[1]:
+        if kept == 0:
             self.cache = None  # given back before the new one is made
             cache = prefill(self.model, self.params, new_BU, counts_B, room=reply)
         else:
             assert self.cache is not None
-            cache = extend(self.model, self.params, self.cache, new_BU, counts_B, room=reply)
+            held_cache = self.cache if kept == held else forget(self.cache, kept)
+            cache = extend(self.model, self.params, held_cache, new_BU, counts_B, room=reply)
         size, seconds = cache.nbytes, []
         columns = [np.full(len(new_BU), self.sep, np.int32)]
         for _ in range(reply):  # each token goes to the host, as it would to the user
@@ -129,7 +131,16 @@ def measure(
     text = V - 4  # ids below the specials
     user_RBU = np.random.default_rng(0).integers(0, text, (turns, batch, user)).astype(np.int32)
     models = [
-        Transformer(structure=structure, shape=shape, options=options, V=V, sep=text, pad=text + 2, precision=precision)
+        Transformer(
+            structure=structure,
+            shape=shape,
+            options=options,
+            V=V,
+            sep=text,
+            pad=text + 2,
+            precision=precision,
+            places=turns * (user + reply),
+        )
         for structure in structures
     ]
     params = [jax.device_put(model.init(0)) for model in models]

@@ -168,7 +168,8 @@ def _ever_smaller(fastest: Execution, run: Run, rows: int) -> Iterator[Execution
 def pack_size(run: Run, V: int, kind: str = "cpu", *, limit: int | None = None) -> int:
     """Runs of this program that train side by side on one device: a power of two. On CPU one: more were measured to gain
     nothing there (docs/performance.md)."""
-    if kind == "cpu" or limit is None or len(forms(run.objective)) > 1:
+    alone = len(forms(run.objective)) > 1 or run.optimizer.curvature or run.technique is not None
+    if kind == "cpu" or limit is None or alone:
         return 1
     settings = choose(run, V, kind, limit=limit)
     sizes = [1 << i for i in range(MAX_PACK.bit_length())]

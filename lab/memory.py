@@ -4,7 +4,7 @@ An estimate to choose settings by, of the fullest moment of a step. How often ea
 to what XLA allocates on a processor for 50 shapes and structures, and is within a fifth of it for all of them
 (`python tests/benchmarks/memory.py`); accelerators, whose fused kernels hold less, were not measured.
 
-    state         parameters and the optimizer's two moments, float32
+    state         parameters and what the optimizer keeps, float32: the very arrays, as a program would make them
     gradients     of each parameter; with microbatches their sum as well
     activations   what every layer keeps for its gradient (with remat: its input), and what is there inside of one
     attention     query-key weights: XLA keeps those of all unrolled layers, of a scan one layer's are there at a time
@@ -13,18 +13,24 @@ to what XLA allocates on a processor for 50 shapes and structures, and is within
 Letters as in lab.cost.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 
-from lab import cost
+from lab import cost, seen
 from lab.execution import Execution
 from lab.forms import Form, forms
-from lab.spec import Run
+from lab.ledger import method_of
+from lab.spec import Options, Run, Shape
+from lab.structure import Structure
 
 F32 = 4
 ACTIVATION = {"f32": 4, "bf16": 2}
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32: above it the head runs over parts of the positions
 HALF_A_BLOCK = 32  # of the queries in a block of lab.attention: pairs that are computed and not attended
 
+# Numbers that these keep for each parameter; of the others it depends on the shapes, and is asked.
+MOMENTS = {"adamw": 2, "nadamw": 2, "cautious_adamw": 2, "adamw_scale": 2, "lion": 1, "sophia_g": 2, "sophia_h": 2,
+           "schedule_free_adamw": 2, "ademamix": 3, "prodigy": 4}  # fmt: skip
 GRADIENTS = 1.8  # with the updates that are made of them
 LOGITS = 2.6
 PAIRS = {"unrolled": 2.5, "scan": 2.1, "reference": 1.8}
@@ -84,7 +90,7 @@ def _of_form(run: Run, form: Form, V: int, execution: Execution, *, by_batch: in
     scored = examples * form.scored
     counted = cost.parameters(run.structure, s, run.options, run.objective, V).total / by_matrix
     return Memory(
-        state=int(pack * F32 * 3 * counted),
+        state=int(pack * F32 * (counted + _kept(run, V) / by_matrix)),
         gradients=int(pack * F32 * (GRADIENTS + (execution.microbatches > 1)) * counted),
         activations=int(pack * size * examples * (kept + inside * one[0])),
         attention=int(pack * F32 * examples * PAIRS[weights] * (one if scan else every)[1]),
@@ -92,17 +98,49 @@ def _of_form(run: Run, form: Form, V: int, execution: Execution, *, by_batch: in
     )
 
 
+def _kept(run: Run, V: int) -> int:
+    """Numbers in the optimizer's state, and in a technique's."""
+    if run.technique is not None:
+        copies = method_of(run).copies
+        whole = cost.parameters(run.structure, run.shape, run.options, run.objective, V).total
+        return copies * whole + _kept(replace(run, technique=None), V)
+    if run.optimizer.name in MOMENTS:  # for every parameter
+        return (
+            MOMENTS[run.optimizer.name] * cost.parameters(run.structure, run.shape, run.options, run.objective, V).total
+        )
+    places = seen.places(run.objective, run.options)
+    return _in_state(run.structure, run.shape, run.options, V, places, run.optimizer.name)
+
+
+@lru_cache(maxsize=4096)
+def _in_state(structure: Structure, shape: Shape, options: Options, V: int, places: int, optimizer: str) -> int:
+    import jax
+
+    from lab.optimizers import OPTIMIZERS, no_numbers
+    from lab.transformer import Transformer
+
+    model = Transformer(structure=structure, shape=shape, options=options, V=V, sep=0, pad=0, places=places)
+    made = OPTIMIZERS[optimizer](no_numbers(optimizer), 0.0, None)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(made.init, model.abstract())))
+
+
 def _streams(run: Run, form: Form, attention: str) -> list[tuple[float, float]]:
     """Of one layer of each stream, for one example: numbers that are kept, and query-key pairs of all heads."""
     s, st, S, T = run.shape, run.structure, form.S, form.T
     heads = (3 + run.options.qk_norm) * s.N * s.H + (1 + run.options.qk_norm) * s.K * s.H
+    if run.options.mixing == "dense":
+        heads = s.N * s.H + s.K * s.H
     mlp = (cost.MLP_MATRICES[run.options.mlp] + 1) * s.F
     kept = 4 * s.D + heads + mlp
 
-    def pairs(queries: int, keys: int, *, causal: bool) -> float:
-        if attention == "fused":
+    def pairs(queries: int, keys: int, *, causal: bool, window: int | None = run.options.window) -> float:
+        if run.options.mixing == "dense" or (attention == "fused" and _fuses(run)):
             return 0.0
-        if attention == "reference" or not causal:
+        if attention == "reference" or (not causal and window is None):
+            return s.N * queries * keys
+        if window is not None:
+            keys = min(keys, (1 if causal else 2) * (window + HALF_A_BLOCK))
+        if keys < queries or not causal:
             return s.N * queries * keys
         return s.N * (queries * (keys - queries) + cost.triangle(queries) + queries * min(HALF_A_BLOCK, queries / 2))
 
@@ -111,5 +149,12 @@ def _streams(run: Run, form: Form, attention: str) -> list[tuple[float, float]]:
         return [inputs]
     if st.cross in ("separate", "tied"):
         reading = T * (4 * s.D + (1 + run.options.qk_norm) * s.N * s.H)
-        return [inputs, (T * kept + reading, pairs(T, T, causal=True) + pairs(T, S, causal=False))]
+        return [inputs, (T * kept + reading, pairs(T, T, causal=True) + pairs(T, S, causal=False, window=None))]
     return [inputs, (T * kept, pairs(T, S + T, causal=True))]
+
+
+def _fuses(run: Run) -> bool:
+    """Whether a fused kernel takes what is seen (lab.attention.fused): else blocks are computed in its place."""
+    o = run.options
+    apart = o.window is not None and run.structure.inputs == "bidirectional"
+    return o.encoding not in ("alibi", "t5") and o.turn is None and not apart

@@ -9,27 +9,28 @@ that train side by side (with none beside it, a run's arrays have no such axis).
 
 import functools
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from lab import evaluate, hardware, mesh
+from lab import generations, hardware, seen
 from lab.attention import ATTENTION
-from lab.cache import cache_directory
+from lab.curvature import ESTIMATES
 from lab.execution import Execution
 from lab.forms import Form, evaluated, forms
+from lab.hyperparameters import CURVATURE
+from lab.ledger import method_of
 from lab.memory import LOGITS_AT_ONCE
 from lab.mesh import ONE_DEVICE, Mesh, by_batch
+from lab.method import Inside, Tools
 from lab.objectives import Batch
-from lab.optimizers import OPTIMIZERS, Hyperparameters
+from lab.optimizers import OPTIMIZERS, Hyperparameters, eval_params, no_numbers, scales
 from lab.spec import Run, nearest
-from lab.transformer import Params, Transformer
+from lab.transformer import KEEP, Params, Transformer
 from lab.versions import versions
 
 
@@ -42,7 +43,11 @@ class Program:
     evaluated: tuple[Form, ...]
     batch: int
     optimizer: str
+    hessian_examples: int  # of a batch, that an optimizer's estimate of the Hessian reads
     execution: Execution
+    inside: Inside  # of a step
+    doublings: int = 0  # of the depth, until now: so many generations of layers joined (lab.generations)
+    whole: Transformer | None = None  # where `model` is a part of it: the first layers start as its do
     mesh: Mesh = ONE_DEVICE
     pack: int = 1
 
@@ -51,21 +56,27 @@ class Program:
         return hashlib.sha256(repr((self, versions()["jax"])).encode()).hexdigest()[:16]
 
 
-def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int = 1) -> Program:
-    """Raises ValueError for settings that no program has."""
+def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int = 1, stage: int = -1) -> Program:
+    """stage: of the run's method, the last by default. Raises ValueError for settings that no program has."""
     on.check(run.batch // execution.microbatches, pack)
+    method = method_of(run)
+    method.refuse(devices=on.devices, pack=pack)
+    stage %= len(method.stages)
+    if method.dependent:  # what a step spends has to be known before the next
+        execution = replace(execution, steps_per_dispatch=1)
     if pack > 1 and len(forms(run.objective)) > 1:
         raise ValueError(f"pack = {pack}: steps of {run.objective.name} take several forms, and run side by side they would all "
                          "be computed: use 1")  # fmt: skip
-    if run.optimizer.name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name = {run.optimizer.name!r}: {nearest(run.optimizer.name, list(OPTIMIZERS))}")
+    if pack > 1 and run.optimizer.curvature:
+        raise ValueError(f"pack = {pack}: of runs side by side {run.optimizer.name}'s extra pass would be computed at every "
+                         "step: use 1")  # fmt: skip
     if execution.attention not in ATTENTION:
         raise ValueError(
             f"execution.attention = {execution.attention!r}: {nearest(execution.attention, list(ATTENTION))}"
         )
     if run.batch % execution.microbatches:
         raise ValueError(f"execution.microbatches = {execution.microbatches}: use a divisor of batch = {run.batch}")
-    model = Transformer(
+    whole = Transformer(
         structure=run.structure,
         shape=run.shape,
         options=run.options,
@@ -77,46 +88,62 @@ def program(run: Run, execution: Execution, *, on: Mesh = ONE_DEVICE, pack: int 
         unroll=execution.unroll,
         remat=execution.remat,
         attention=execution.attention,
+        places=seen.places(run.objective, run.options),
     )
+    model = replace(whole, shape=method.stages[stage].shape)
     return Program(
         model=model,
         forms=tuple(replace(form, share=1) for form in forms(run.objective)),
         evaluated=tuple(replace(form, share=1) for form in evaluated(run.objective, run.evaluation.splits)),
         batch=run.batch,
         optimizer=run.optimizer.name,
+        hessian_examples=run.optimizer.hessian_examples(run.batch),
         execution=execution,
+        inside=method.inside(stage),
+        doublings=method.doublings(stage),
+        whole=None if model == whole else whole,
         mesh=on,
         pack=pack,
     )
 
 
 def token_losses(
-    model: Transformer, form: Form, params: Params, batch: Batch, *, at_once: int = LOGITS_AT_ONCE
+    model: Transformer,
+    form: Form,
+    params: Params,
+    batch: Batch,
+    *,
+    at_once: int = LOGITS_AT_ONCE,
+    drawn: jax.Array | None = None,
 ) -> jax.Array:
     """(B, P) negative log-likelihoods in nats, float32, of every scored position; 0 where the label is PAD. Their gradient
     is that of likelihood and z-loss (PaLM, arXiv 2204.02311), where options.z_loss has a weight.
 
     Where there are more than `at_once` logits the head runs over equal parts of the positions, and again over each in
-    the backward pass: the logits of all of them are never there together.
+    the backward pass: the logits of all of them are never there together. drawn: a key; the labels are then not the
+    batch's, but drawn from what the model predicts.
     """
     hidden_BPD = model.hidden(params, form, jnp.asarray(batch.inputs), jnp.asarray(batch.targets))
     labels_BP = jnp.asarray(batch.labels)
 
-    def losses(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden, labels = part
+    def losses(part: tuple[jax.Array, ...]) -> jax.Array:
+        hidden, labels, *key = part
         logits = model.head(params, hidden)
-        chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        told = labels if drawn is None else jax.random.categorical(key[0], jax.lax.stop_gradient(logits))
+        chosen = jnp.take_along_axis(logits, told[..., None], axis=-1)[..., 0]
         log_Z = jax.nn.logsumexp(logits, axis=-1)
         losses = log_Z - chosen
-        if weight := model.options.z_loss:
+        if drawn is None and (weight := model.options.z_loss):  # labels are drawn for the likelihood's curvature alone
             z_loss = weight * jnp.square(log_Z)
             losses += z_loss - jax.lax.stop_gradient(z_loss)
         return jnp.where(labels == model.pad, 0.0, losses) if form.name == "pairs" else losses
 
     parts = _parts(labels_BP.size, at_once // model.V)
     if parts == 1:
-        return losses((hidden_BPD, labels_BP))
+        return losses((hidden_BPD, labels_BP) if drawn is None else (hidden_BPD, labels_BP, drawn))
     cut = by_batch(hidden_BPD.reshape(parts, -1, hidden_BPD.shape[-1]), axis=1), labels_BP.reshape(parts, -1)
+    if drawn is not None:
+        cut = *cut, jax.random.split(drawn, parts)
     return jax.lax.map(jax.checkpoint(losses), cut).reshape(labels_BP.shape)
 
 
@@ -125,17 +152,20 @@ def _parts(rows: int, most: int) -> int:
     return next(n for n in range(max(1, -(-rows // max(most, 1))), rows + 1) if rows % n == 0)
 
 
-def loss_and_gradient(p: Program, params: Params, batch: Batch, form: Form | None = None) -> tuple[jax.Array, Params]:
+# Of each stream which layers run (lab.transformer.KEEP); None: all.
+Keep = dict[str, jax.Array] | None
+
+
+def loss_and_gradient(
+    p: Program, params: Params, batch: Batch, form: Form | None = None, keep: Keep = None
+) -> tuple[jax.Array, Params]:
     """Mean loss over all scored tokens of a batch in this form (default: the only one). Sums over microbatches are divided
     once, so that 1x8 = 2x4 = 8x1."""
     form = form or p.forms[0]
-    scored: Any = p.batch * form.scored
-    if form.name == "pairs":
-        scored = jnp.sum(batch.labels != p.model.pad)
+    scored = _scored(p, form, batch)
 
     def total(params: Params, part: Batch) -> jax.Array:
-        at_once = LOGITS_AT_ONCE * p.mesh.devices // p.pack
-        return jnp.sum(token_losses(p.model, form, params, part, at_once=at_once))
+        return _total(p, form, params if keep is None else {**params, KEEP: keep}, part)
 
     parts = p.execution.microbatches
     if parts == 1:
@@ -151,16 +181,53 @@ def loss_and_gradient(p: Program, params: Params, batch: Batch, form: Form | Non
     return value / scored, jax.tree.map(lambda g: g / scored, gradient)
 
 
-def _of_form(p: Program, params: Params, batch: Batch, form: jax.Array | None) -> tuple[jax.Array, Params]:
+def _scored(p: Program, form: Form, batch: Batch) -> Any:
+    """Positions of this batch that carry loss."""
+    return jnp.sum(batch.labels != p.model.pad) if form.name == "pairs" else len(batch.labels) * form.scored
+
+
+def _total(p: Program, form: Form, params: Params, part: Batch, drawn: jax.Array | None = None) -> jax.Array:
+    at_once = LOGITS_AT_ONCE * p.mesh.devices // p.pack
+    return jnp.sum(token_losses(p.model, form, params, part, at_once=at_once, drawn=drawn))
+
+
+def example_losses(p: Program, params: Params, batch: Batch) -> jax.Array:
+    """[examples] of a batch in the program's form: nats, the mean over an example's scored tokens. As many at a time as a
+    gradient is taken of."""
+    (form,) = p.forms
+    parts = _parts(len(batch.labels), p.batch // p.execution.microbatches)
+
+    def of(part: Batch) -> jax.Array:
+        losses_BP = token_losses(p.model, form, params, part)
+        scored_B = jnp.sum(part.labels != p.model.pad, axis=1) if form.name == "pairs" else form.scored
+        return jnp.sum(losses_BP, axis=1) / scored_B
+
+    if parts == 1:
+        return of(batch)
+    return jax.lax.map(of, jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)).reshape(-1)
+
+
+def curvature(p: Program, params: Params, batch: Batch, key: jax.Array) -> Params:
+    """The estimate of the Hessian's diagonal that the program's optimizer takes, on the first examples of the batch."""
+    (form,) = p.forms
+    read = Batch(*(array[: p.hessian_examples] for array in batch))
+    estimate = ESTIMATES[CURVATURE[p.optimizer]]
+    parts = _parts(p.hessian_examples, p.batch // p.execution.microbatches)
+    return estimate(functools.partial(_total, p, form), params, read, _scored(p, form, read), key, parts)
+
+
+def _of_form(
+    p: Program, params: Params, batch: Batch, form: jax.Array | None, keep: Keep = None
+) -> tuple[jax.Array, Params]:
     """As loss_and_gradient, where the program has several forms: arrays have room for the largest, and `form`, a scalar,
     says which it is."""
     if form is None:
-        return loss_and_gradient(p, params, batch)
+        return loss_and_gradient(p, params, batch, keep=keep)
 
     def branch(one: Form) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
         lengths = (one.S, one.T, one.scored)
         return lambda params, batch: loss_and_gradient(
-            p, params, Batch(*(array[:, :n] for array, n in zip(batch, lengths, strict=True))), one
+            p, params, Batch(*(array[:, :n] for array, n in zip(batch, lengths, strict=True))), one, keep
         )
 
     return jax.lax.switch(form, [branch(one) for one in p.forms], params, batch)
@@ -173,23 +240,99 @@ def train_step(
     hyper: Hyperparameters,
     rate: jax.Array,
     form: jax.Array | None = None,
+    fed: dict[str, jax.Array] | None = None,
 ):
-    """One optimizer step: (state, loss, gradient norm before clipping)."""
-    loss, gradient = _of_form(p, state["params"], batch, form)
-    optimizer = OPTIMIZERS[p.optimizer](hyper, rate)
-    update, inner = optimizer.update(gradient, state["optimizer"], state["params"])
-    params = optax.apply_updates(state["params"], update)
-    return {"params": params, "optimizer": inner}, loss, optax.tree.norm(gradient)
+    """One step of the run's method: (state, loss, gradient norm before clipping). fed: what the method hands each step."""
+
+    def plain(state: dict[str, Any], batch: Batch, keep: Keep = None) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+        return _plain_step(p, state, batch, hyper, rate, form, keep)
+
+    return p.inside.step(tools(p, plain), state, batch, fed or {})
+
+
+def tools(p: Program, plain: Callable[..., Any] | None = None) -> Tools:
+    return Tools(plain=plain or _no_step, losses=functools.partial(example_losses, p),
+                 start=functools.partial(initial_optimizer, p))  # fmt: skip
+
+
+def _no_step(*_: Any) -> Any:
+    raise AssertionError("no step is taken here")
+
+
+def _plain_step(
+    p: Program,
+    state: dict[str, Any],
+    batch: Batch,
+    hyper: Hyperparameters,
+    rate: jax.Array,
+    form: jax.Array | None,
+    keep: Keep,
+) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+    """One optimizer step: parameters and optimizer, loss, gradient norm before clipping."""
+    loss, gradient = _of_form(p, state["params"], batch, form, keep)
+    extra = {"curvature": functools.partial(curvature, p, state["params"], batch)} if p.hessian_examples else {}
+    return updated(p, state, gradient, hyper, rate, **extra), loss, optax.tree.norm(gradient)
+
+
+def updated(
+    p: Program, state: dict[str, Any], gradient: Params, hyper: Hyperparameters, rate: jax.Array, **extra: Any
+) -> dict[str, Any]:
+    """Parameters and optimizer after an update by this gradient."""
+    if p.doublings:
+        return _of_generations(p, state, gradient, hyper, rate)
+    optimizer = _optimizer(p, hyper, rate, state["params"])
+    update, inner = optimizer.update(gradient, state["optimizer"], state["params"], **extra)
+    return {"params": optax.apply_updates(state["params"], update), "optimizer": inner}
+
+
+def _of_generations(
+    p: Program, state: dict[str, Any], gradient: Params, hyper: Hyperparameters, rate: jax.Array
+) -> dict[str, Any]:
+    """As `updated`, of layers that joined at different times: each generation by the state of its own, all clipped as one."""
+    params = generations.split(state["params"], p.doublings)
+    gradients = generations.split(generations.clipped(gradient, hyper["clip"]), p.doublings)
+    moved, states = [], []
+    for own, g, inner in zip(params, gradients, (state["optimizer"], *state["grown"]), strict=True):
+        update, inner = _optimizer(p, hyper, rate, own).update(g, inner, own)
+        moved.append(optax.apply_updates(own, update))
+        states.append(inner)
+    optimizer, *grown = states
+    return {"params": generations.join(moved), "optimizer": optimizer, "grown": tuple(grown)}
+
+
+def _optimizer(p: Program, hyper: Hyperparameters, rate: Any, params: Params) -> Any:
+    return OPTIMIZERS[p.optimizer](hyper, rate, scales(p.model.options, p.model.shape, params))
 
 
 def initial_optimizer(p: Program, params: Params) -> Any:
-    return OPTIMIZERS[p.optimizer](Hyperparameters(*[0.0] * 5), 0.0).init(params)
+    return _optimizer(p, no_numbers(p.optimizer), 0.0, params).init(params)
+
+
+def beside_params(p: Program, params: Params) -> dict[str, Any]:
+    """The rest of a state that starts with these."""
+    parts = generations.split(params, p.doublings) if p.doublings else [params]
+    optimizer, *grown = [initial_optimizer(p, part) for part in parts]
+    state = {"optimizer": optimizer} | ({"grown": tuple(grown)} if grown else {})
+    return state | p.inside.start(params, shapes(p.forms, (p.inside.examples,)))
 
 
 def abstract_state(p: Program) -> dict[str, Any]:
     """Shapes and dtypes of the training state."""
     params = p.model.abstract()
-    return {"params": params, "optimizer": jax.eval_shape(functools.partial(initial_optimizer, p), params)}
+    return {"params": params, **jax.eval_shape(functools.partial(beside_params, p), params)}
+
+
+def reported(p: Program, run: Run, state: dict[str, Any]) -> Params:
+    """The parameters that a training state of this program stands for: what is evaluated, hashed and handed on."""
+    places = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), state["params"])
+    if jax.eval_shape(p.inside.average, state) is not None:
+        return jax.jit(p.inside.average, out_shardings=places)(state)
+    if not p.doublings:
+        return eval_params(run.optimizer, state)
+    parts = generations.split(state["params"], p.doublings)
+    inner = (state["optimizer"], *state["grown"])
+    each = [eval_params(run.optimizer, {"params": own, "optimizer": of}) for own, of in zip(parts, inner, strict=True)]
+    return generations.join(each)
 
 
 def advance(
@@ -200,10 +343,11 @@ def advance(
     rates: jax.Array,
     count: jax.Array,
     chosen: jax.Array | None = None,
+    fed: dict[str, jax.Array] | None = None,
 ):
     """`count` steps in one call; arrays have room for `steps_per_dispatch`: batches [k, B, ...] and rates [k], of runs side
     by side [k, R, B, ...] and [k, R], and state and hyper lead with R. chosen: [k], the form of each step, where there are
-    several. Returns losses and gradient norms by step."""
+    several. fed: what the run's method hands each step, [k, ...]. Returns losses and gradient norms by step."""
     step = functools.partial(train_step, p)
     if p.pack > 1:
         step = jax.vmap(step)
@@ -211,158 +355,19 @@ def advance(
     def body(index, carry):
         state, losses, norms = carry
         batch = Batch(*(array[index] for array in batches))
-        form = () if chosen is None else (chosen[index],)
-        state, loss, norm = step(state, batch, hyper, rates[index], *form)
+        form = None if chosen is None else chosen[index]
+        given = jax.tree.map(lambda array: array[index], fed)
+        state, loss, norm = step(state, batch, hyper, rates[index], form, given)
         return state, losses.at[index].set(loss), norms.at[index].set(norm)
 
     empty = jnp.full(rates.shape, jnp.nan, jnp.float32)
     return jax.lax.fori_loop(0, count, body, (state, empty, empty))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """init(seed): one run's state. advance(state, batches, hyper, rates, count, forms) and target_losses(form, params, batch)
-    take the host's arrays; of a batch, those rows that this host builds (`rows`). join and part: from the states of the runs of a
-    pack to theirs together, and back to one, on the host."""
-
-    init: Callable[[int], Any]
-    advance: Callable[..., Any]
-    target_losses: Callable[..., Any]
-    join: Callable[[list[Any]], Any]
-    part: Callable[[Any, int], Any]
-    state: Any  # of one run: shapes, dtypes and where they lie
-    rows: range
-    seconds: float
-    memory_bytes: int | None  # of one device, as the compiler counts it: arguments, results and temporary arrays
-
-
 def shapes(of: Sequence[Form], leading: tuple[int, ...], where: Any = None) -> Batch:
     """A batch that has room for each of these forms."""
     room = max(form.S for form in of), max(form.T for form in of), max(form.scored for form in of)
     return Batch(*(jax.ShapeDtypeStruct((*leading, n), jnp.int32, sharding=where) for n in room))
-
-
-@functools.lru_cache(maxsize=128)
-def compiled(p: Program) -> Compiled:
-    """Ahead-of-time compilation; the result stays for the process's life, and on disk between processes."""
-    start = time.monotonic()
-    k, many = p.execution.steps_per_dispatch, (p.pack,) if p.pack > 1 else ()
-    alone = ONE_DEVICE if many else p.mesh  # where one run by itself lies: its start, its evaluation, its checkpoint
-    one = mesh.of_state(alone, abstract_state(p))
-    together = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*many, *leaf.shape), leaf.dtype), one) if many else one
-    together = mesh.of_state(p.mesh, together, pack=p.pack)
-
-    # Results lie where arguments do; on one device JAX is told nothing.
-    def jitted(function: Callable[..., Any], on: Mesh, results: Any, **options: Any) -> Any:
-        return jax.jit(function, **options, **({} if on.devices == 1 else {"out_shardings": results}))
-
-    with mesh.traced_on(alone):
-        start_optimizer = _compile(
-            jitted(functools.partial(initial_optimizer, p), alone, _places(one["optimizer"])).lower(one["params"])
-        )
-
-        def losses_of_targets(form: Form, params: Params, batch: Batch) -> jax.Array:
-            return token_losses(p.model, form, params, batch)[:, -form.T :]
-
-        held_out = mesh.of_batch(alone, evaluate.BATCH)
-        evaluation = {
-            form: _compile(
-                jitted(functools.partial(losses_of_targets, form), alone, mesh.everywhere(alone)).lower(
-                    one["params"], shapes([form], (evaluate.BATCH,), held_out)
-                )
-            )
-            for form in p.evaluated
-        }
-
-    def number(*leading: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leading, dtype)
-
-    with mesh.traced_on(p.mesh, pack=p.pack):
-        everywhere, by_step = mesh.everywhere(p.mesh), mesh.of_batches(p.mesh, pack=p.pack)
-        lowered = jitted(
-            functools.partial(advance, p), p.mesh, (_places(together), everywhere, everywhere), donate_argnums=0
-        ).lower(
-            together,
-            shapes(p.forms, (k, *many, p.batch), by_step),
-            Hyperparameters(*[number(*many)] * 5),
-            number(k, *many),
-            number(dtype=jnp.int32),
-            number(k, dtype=jnp.int32) if len(p.forms) > 1 else None,
-        )
-        step = _compile(lowered)
-
-    rows = mesh.my_rows(p.mesh, p.batch) if not many else range(p.batch)
-
-    def advance_all(
-        state: Any, batches: Batch, hyper: Hyperparameters, rates: Any, count: Any, chosen: np.ndarray
-    ) -> Any:
-        given = dict(axis=1, first=rows.start, rows=p.batch) if not many else {}
-        placed = Batch(*(mesh.put(array, by_step, **given) for array in batches))
-        return step(state, placed, hyper, rates, count, chosen if len(p.forms) > 1 else None)
-
-    def target_losses(form: Form, params: Params, batch: Batch) -> Any:
-        return evaluation[replace(form, share=1)](params, Batch(*(mesh.put(array, held_out) for array in batch)))
-
-    def init(seed: int) -> dict[str, Any]:
-        params = p.model.init(seed)
-        if alone.devices == 1:
-            params = jax.device_put(params)
-        else:
-            params = jax.tree.map(lambda leaf, shape: mesh.put(leaf, shape.sharding), params, one["params"])
-        return {"params": params, "optimizer": start_optimizer(params)}
-
-    def join(states: list[Any]) -> Any:
-        if not many:
-            return states[0]
-        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
-        return jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), stacked, together)
-
-    take = jax.jit(lambda state, index: jax.tree.map(lambda leaf: leaf[index], state))
-
-    def part(state: Any, index: int) -> Any:
-        return jax.tree.map(np.asarray, take(state, np.int32(index))) if many else state
-
-    return Compiled(
-        init=init,
-        advance=advance_all,
-        target_losses=target_losses,
-        join=join,
-        part=part,
-        state=one,
-        rows=rows,
-        seconds=time.monotonic() - start,
-        memory_bytes=_memory(step),
-    )
-
-
-def _places(shapes: Any) -> Any:
-    return jax.tree.map(lambda shape: shape.sharding, shapes)
-
-
-def _memory(program: jax.stages.Compiled) -> int | None:
-    """Where the backend tells: what the results reuse of the arguments (the state, donated) is counted once."""
-    counted = program.memory_analysis()
-    if counted is None:
-        return None
-    sizes = counted.argument_size_in_bytes + counted.output_size_in_bytes + counted.temp_size_in_bytes
-    return int(sizes - counted.alias_size_in_bytes)
-
-
-def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    try:
-        return lowered.compile(compiler_options=hardware.COMPILER_OPTIONS.get(jax.default_backend()))
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
-            raise
-        return lowered.compile()  # another version of XLA
-
-
-def use_compilation_cache() -> None:
-    """Compiled programs are kept on disk and shared by all processes; a user's own JAX setting stands."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def program_key(run: Run) -> str:

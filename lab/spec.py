@@ -17,12 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lab import seen
 from lab import structure as structures
 from lab.checks import check_choice, check_integer, check_number, nearest, require
-from lab.forms import MOST_FORMS, Objective
+from lab.forms import MOST_FORMS, Objective, forms
+from lab.hyperparameters import ADAM_LIKE, Numbers, Optimizer
+from lab.parametrization import Parametrization
 from lab.structure import Structure
+from lab.technique import Technique
 
-# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits, 3 the model's options.
+# Of run.json: 2 has the objective's forms, the vocabulary and the evaluation's splits; 3 the model's options, each optimizer's
+# own hyperparameters, the parametrization, the technique and the budget's reference times.
 SCHEMA = 3
 
 
@@ -59,12 +64,15 @@ Mlp = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
 Norm = Literal["rms", "layer", "scale"]
 NormPlace = Literal["pre", "post", "sandwich"]
 Block = Literal["serial", "parallel"]
+Encoding = Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"]
+Mixing = Literal["attention", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all structures share; each works with every structure (docs/options.md has sources and costs). An MLP or a norm
-    is one function and one dict line in lab.layers."""
+    """What all structures share (docs/options.md has sources and costs); what a structure or an objective can not carry is
+    refused by the run (lab.seen.check). A kind of MLP, norm or encoding is one function and one dict line: lab.mlps, lab.norms,
+    lab.positions."""
 
     mlp: Mlp = "swiglu"
     norm: Norm = "rms"  # every norm but QK-norm, which is RMS
@@ -78,11 +86,22 @@ class Options:
     z_loss: float = 0.0  # times log(Z)^2 of each scored token, in the gradient alone
     # Whether the targets' positions go on where the inputs end, or start again at 0.
     positions: Literal["continue", "restart"] = "continue"
+    encoding: Encoding = "rope"  # how positions enter: lab.positions
+    window: int | None = None  # a query sees no key at this distance or beyond
+    turn: int | None = None  # bidirectional inputs see no later turn of so many tokens
+    mixing: Mixing = "attention"  # how tokens reach each other: lab.layers.MIXINGS
+    parametrization: Parametrization = field(default_factory=Parametrization)
 
     def __post_init__(self):
         for name, kind in (("mlp", Mlp), ("norm", Norm), ("norm_place", NormPlace), ("block", Block)):
             check_choice(f"options.{name}", getattr(self, name), kind)
         check_choice("options.positions", self.positions, Literal["continue", "restart"])
+        check_choice("options.encoding", self.encoding, Encoding)
+        check_choice("options.mixing", self.mixing, Mixing)
+        if self.window is not None:
+            check_integer("options.window", self.window, 1)
+        if self.turn is not None:
+            check_integer("options.turn", self.turn, 2)  # of 1 are causal inputs
         for name in ("share_layers", "qk_norm", "tied_embeddings"):
             require(
                 isinstance(getattr(self, name), bool),
@@ -95,6 +114,17 @@ class Options:
         if self.logit_softcap is not None:
             check_number("options.logit_softcap", self.logit_softcap, 0.0, 1e6, open_low=True)
         check_number("options.z_loss", self.z_loss, 0.0, 1.0)
+        self._check_parametrization()
+
+    def _check_parametrization(self) -> None:
+        name, where = self.parametrization.name, "options.parametrization.name"
+        if name == "completep":
+            require(self.norm_place != "post", where, name,
+                    "its table of depth is derived for a residual stream that nothing divides, and norm_place='post' normalises "
+                    "every sum: use norm_place 'pre' or 'sandwich', or mup")  # fmt: skip
+            require(not self.share_layers, where, name,
+                    "its table of depth is derived for layers that have weights of their own, and share_layers adds up their "
+                    "gradients: use share_layers=False, or mup")  # fmt: skip
 
     def __str__(self) -> str:
         """Those that are not the default: 'mlp gelu, norm layer'."""
@@ -135,60 +165,33 @@ class Data:
         require(isinstance(self.allow_repeat, bool), "data.allow_repeat", self.allow_repeat, "use true or false")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Shares (warmup, decay) are of the budget, in the budget's own unit; `final` is a share of the peak rate."""
-
-    name: str = "adamw"
-    learning_rate: float
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1  # on matrices; never on embeddings, norms or other vectors
-    clip: float = 1.0  # global gradient norm
-    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    warmup: float = 0.05
-    decay: float | None = None  # wsd only: the share at the end over which the rate falls linearly
-    final: float = 0.0
-
-    def __post_init__(self):
-        require(bool(self.name) and isinstance(self.name, str), "optimizer.name", self.name, "name an optimizer")
-        check_number("optimizer.learning_rate", self.learning_rate, 0.0, 10.0, open_low=True)
-        check_number("optimizer.beta1", self.beta1, 0.0, 0.9999)
-        check_number("optimizer.beta2", self.beta2, 0.0, 0.999999)
-        check_number("optimizer.eps", self.eps, 0.0, 1.0, open_low=True)
-        check_number("optimizer.weight_decay", self.weight_decay, 0.0, 100.0)
-        check_number("optimizer.clip", self.clip, 0.0, 1e9, open_low=True)
-        check_choice("optimizer.schedule", self.schedule, Literal["cosine", "linear", "wsd"])
-        check_number("optimizer.warmup", self.warmup, 0.0, 0.9)
-        check_number("optimizer.final", self.final, 0.0, 1.0)
-        if self.schedule == "wsd":
-            require(
-                self.decay is not None,
-                "optimizer.decay",
-                self.decay,
-                "wsd needs the share of the budget that decays, such as 0.2",
-            )
-            check_number("optimizer.decay", self.decay, 0.0, 1.0 - self.warmup, open_low=True)
-        else:
-            require(
-                self.decay is None,
-                "optimizer.decay",
-                self.decay,
-                f"{self.schedule} decays from the end of warm-up: use null, or schedule='wsd'",
-            )
+BudgetUnit = Literal["flops", "reference_seconds", "tokens", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much, in one unit. Stop and schedules are functions of the spent share of it."""
+    """How much, in one unit. Stop and schedules are functions of the spent share of it.
 
-    unit: Literal["flops", "tokens", "steps"] = "flops"
+    reference: the SHA-256 of a table of reference times (lab.reference_times), which lies at `reference_path` (null: it is one
+    that is shipped) and whose seconds are counted; a budget of reference_seconds needs one. The path is not part of the run's
+    identity.
+    """
+
+    unit: BudgetUnit = "flops"
     amount: float
     convention: Literal["exact", "dense", "6nd", "textbook"] = "exact"  # how flops are counted: lab.cost
+    reference: str | None = None
+    reference_path: str | None = None
 
     def __post_init__(self):
-        check_choice("budget.unit", self.unit, Literal["flops", "tokens", "steps"])
+        check_choice("budget.unit", self.unit, BudgetUnit)
+        known = self.reference is None or (isinstance(self.reference, str) and len(self.reference) == 64)
+        require(known, "budget.reference", self.reference, "use the SHA-256 that lab.reference_times.read gives")
+        require(self.unit != "reference_seconds" or self.reference is not None, "budget.reference", self.reference,
+                "a budget of reference_seconds is counted by a table of reference times: `lab calibrate` makes one, and "
+                "lab.reference_times.budget refers to it")  # fmt: skip
+        require(self.reference_path is None or (self.reference is not None and isinstance(self.reference_path, str)),
+                "budget.reference_path", self.reference_path, "give the table's SHA-256 as budget.reference too")  # fmt: skip
         check_number("budget.amount", self.amount, 0.0, 1e40, open_low=True)
         check_choice("budget.convention", self.convention, Literal["exact", "dense", "6nd", "textbook"])
 
@@ -238,6 +241,7 @@ class Run:
     optimizer: Optimizer
     budget: Budget
     batch: int  # examples a step
+    technique: Technique | None = None
     seed: Seed = field(default_factory=Seed)
     evaluation: Evaluation = field(default_factory=Evaluation)
     precision: Literal["f32", "bf16"] = "f32"  # of the computation; parameters, softmax and loss are f32
@@ -254,6 +258,9 @@ class Run:
             loss=self.objective.loss,
             objective=self.objective.name,
         )
+        seen.check(self.structure, self.options, self.objective, self.evaluation.splits)
+        self._check_optimizer()
+        self._check_technique()
         if self.objective.name == "pairs":
             require(self.options.positions == "continue", "options.positions", self.options.positions,
                     "pairs are padded before their sources: counted anew, the targets' positions would depend on the padding; "
@@ -267,6 +274,35 @@ class Run:
             require(ok, "evaluation.splits", self.evaluation.splits,
                     f"{self.objective.name} on {text} tokens of text: use input lengths below that, and none for masked_lm, "
                     "causal_lm and pairs")  # fmt: skip
+
+    def _check_optimizer(self) -> None:
+        name, scaling = self.optimizer.name, self.options.parametrization.name
+        require(scaling == "standard" or name in ADAM_LIKE, "options.parametrization.name", scaling,
+                f"its table is derived for updates whose entries are of size 1 whatever the width, and how {name}'s should scale "
+                f"is not known: use 'standard', or one of {', '.join(ADAM_LIKE)}")  # fmt: skip
+        require(self.optimizer.curvature is None or len(forms(self.objective)) == 1, "optimizer.name", name,
+                f"its estimate of the Hessian is of steps of one form, and those of {self.objective.name} take several: use "
+                "another optimizer or objective")  # fmt: skip
+
+    def _check_technique(self) -> None:
+        name = self.technique.name if self.technique else None
+        if name in ("stacking", "selective_backprop", "rho_loss"):
+            require(self.optimizer.curvature is None, "technique.name", name,
+                    f"{self.optimizer.name}'s extra pass comes at steps that are counted from the start, by one state for all "
+                    "parameters: use another optimizer")  # fmt: skip
+        if name in ("selective_backprop", "rho_loss"):
+            require(len(forms(self.objective)) == 1, "technique.name", name,
+                    f"it selects among examples of one form, and steps of {self.objective.name} take several: use another "
+                    "technique or objective")  # fmt: skip
+        if name in ("ema", "lawa"):
+            require(self.optimizer.name != "schedule_free_adamw", "technique.name", name,
+                    "schedule_free_adamw averages parameters already: use another optimizer")  # fmt: skip
+        if self.technique is not None and name == "stacking":
+            require(not self.options.share_layers, "options.share_layers", True,
+                    "stacking copies layers to a greater depth, and one layer serves at all depths here: use false")  # fmt: skip
+            scaling = self.options.parametrization.name
+            require(not self.technique.boundaries or scaling != "completep", "options.parametrization.name", scaling,
+                    "its multipliers follow the depth, which stacking changes: use 'standard' or 'mup'")  # fmt: skip
 
     @property
     def measure(self) -> str:
@@ -298,10 +334,11 @@ class Run:
     def run_id(self) -> str:
         """Slug for people, and ten hexadecimal digits of the content's SHA-256 for machines."""
         content = to_json(self)
-        del content["data"]["path"]
+        del content["data"]["path"], content["budget"]["reference_path"]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         amount = f"{self.budget.amount:.2e}".replace("e+", "e")
         loss = "-all" if self.objective.loss == "all" else ""
+        loss += f"-{self.technique.name}" if self.technique else ""
         return f"{self.structure.name}{loss}-d{self.shape.D}-l{self.shape.L}-{amount}{self.budget.unit}-{digest[:10]}"
 
 
@@ -364,6 +401,8 @@ def _encode(value: Any) -> dict[str, Any]:
         content = getattr(value, name)
         if is_float:
             content = None if content is None else float(content)
+        elif isinstance(content, Numbers):
+            content = dict(content)
         elif dataclasses.is_dataclass(content):
             content = _encode(content)
         encoded[name] = content
@@ -387,17 +426,28 @@ def _decode(kind: Any, content: object, where: str) -> Any:
     values = {}
     for name in names:
         hint, value = hints[name], content[name]
-        if dataclasses.is_dataclass(hint):
-            values[name] = _decode(hint, value, prefix + name)
+        part = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        if part and not (value is None and type(None) in get_args(hint)):
+            values[name] = _decode(part, value, prefix + name)
         else:
             values[name] = _typed(hint, value, prefix + name)
-    return kind(**values)
+    made = kind(**values)
+    for name in names:  # what was filled in was missing
+        given, has = values[name], getattr(made, name)
+        lacks = [f"{name}.{key}" for key in has if key not in given] if isinstance(has, Numbers) else []
+        if lacks or (given is None and has is not None):
+            raise ValueError(f"missing key {prefix}{(lacks or [name])[0]}: a run's JSON is complete; `lab describe` shows a "
+                             "whole one")  # fmt: skip
+    return made
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
     if get_origin(hint) is Literal:
         check_choice(name, value, hint)
         return value
+    if hint is Numbers:
+        require(isinstance(value, dict), name, value, "use an object of numbers")
+        return Numbers(value)
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -25,13 +25,14 @@ from lab import hardware, memory, mesh, records, tracking
 from lab.attempt import Attempt, parameter_hash
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
+from lab.compiled import Compiled, compiled, use_compilation_cache
 from lab.evaluate import Interrupted
 from lab.execution import Execution
 from lab.forms import Form
 from lab.mesh import Mesh
 from lab.objectives import Batch
 from lab.preemption import Preempted, Superseded, stop_flag
-from lab.program import Compiled, Program, abstract_state, compiled, program, shapes, use_compilation_cache
+from lab.program import Program, abstract_state, program, reported, shapes
 from lab.spec import Run
 from lab.transformer import Params, Transformer
 
@@ -212,7 +213,7 @@ def _place(attempts: list[Attempt]) -> Mesh:
 
 
 def _one_program(attempts: list[Attempt], where: Mesh) -> Program:
-    programs = {program(a.run, a.execution, on=where, pack=len(attempts)): a for a in attempts}
+    programs = {program(a.run, a.execution, on=where, pack=len(attempts), stage=a.stage): a for a in attempts}
     if len(programs) == 1:
         return next(iter(programs))
     one, other, *_ = programs
@@ -237,7 +238,7 @@ def _loop(
     alive: Callable[[], None],
     profile: bool,
 ) -> None:
-    """Advances all attempts until each has its result."""
+    """Advances all attempts until each has its result. A run whose method has stages trains alone."""
     state = built.join(
         [a.checkpoints.latest_state(built.state) if a.note else built.init(a.run.seed.init) for a in attempts]
     )
@@ -258,10 +259,10 @@ def _loop(
             if mean is not None and on_progress:
                 on_progress(first + len(rates), attempt.steps, mean, attempt.speed("tokens"))
 
-    def losses_of(own: Any) -> Callable[[Form, Batch], Any]:
+    def losses_of(params: Params) -> Callable[[Form, Batch], Any]:
         def target_losses(form: Form, batch: Batch) -> Any:
             alive()  # the batch before this one has been read
-            return built.target_losses(form, own["params"], batch)
+            return built.target_losses(form, params, batch)
 
         return target_losses
 
@@ -278,8 +279,9 @@ def _loop(
         if attempt.diverged_at is None:
             own = built.part(state, lane)
             save(attempt, own)
-            final = attempt.evaluate(losses_of(own), asked)
-            digest = parameter_hash(own["params"], gather)
+            params = reported(p, attempt.run, own)
+            final = attempt.evaluate(losses_of(params), asked)
+            digest = parameter_hash(params, gather)
             for name in ("evaluate", "checkpoint"):  # what ending took belongs to the whole, not to the loop
                 share[name] = clock.seconds[name] / len(attempts)
         measured = {
@@ -299,20 +301,28 @@ def _loop(
         asked = (lambda: stop.is_set() or superseded()) if jax.process_count() == 1 else (lambda: False)
         pending, saved_at, dispatches, began = None, time.monotonic(), 0, clock.elapsed
         while any(attempt.running for attempt in attempts):
+            if attempts[0].enters:
+                if pending:
+                    absorb(pending)
+                    pending = None
+                p, built, state = _enter_stage(attempts[0], p, state, clock)
             live = [lane for lane, attempt in enumerate(attempts) if attempt.spends]
             if live:
                 with clock("data"):  # the device is at work on the dispatch before
-                    taken, batches, rates, chosen = _next_steps(attempts, live, p, built.rows)
+                    taken, batches, rates, chosen, fed = _next_steps(attempts, live, p, built.rows)
                 count, dispatches = np.int32(max(len(r) for _, r in taken.values())), dispatches + 1
                 last = not any(attempts[lane].spends for lane in live)
                 traced = profile and (dispatches == 2 or (dispatches == 1 and last))
                 with jax.profiler.trace(str(attempts[0].run_dir / PROFILE)) if traced else contextlib.nullcontext():
-                    state, losses, norms = built.advance(state, batches, hyper, rates, count, chosen)
+                    state, losses, norms = built.advance(state, batches, hyper, rates, count, chosen, fed)
                     if traced:
                         jax.block_until_ready(losses)
                 if pending:
                     absorb(pending)  # one dispatch late, so that the device never waits for the host
                 pending = _Dispatch(taken, losses, norms)
+                if attempts[0].dependent:  # what was spent is known once it is done
+                    absorb(pending)
+                    pending = None
             due, stopping, ousted = _on_any_host(
                 time.monotonic() - saved_at > checkpoint_seconds, stop.is_set(), superseded()
             )
@@ -327,7 +337,8 @@ def _loop(
                     continue
                 try:
                     if attempt.diverged_at is None and attempt.evaluates:
-                        attempt.record_evaluation(losses_of(built.part(state, lane)), asked)
+                        params = reported(p, attempt.run, built.part(state, lane))
+                        attempt.record_evaluation(losses_of(params), asked)
                     if not attempt.spends:
                         finish(lane)
                         continue
@@ -344,6 +355,16 @@ def _loop(
                     raise Superseded()
 
 
+def _enter_stage(attempt: Attempt, p: Program, state: Any, clock: Clock) -> tuple[Program, Compiled, Any]:
+    """The program of the stage that the next step is of, and the state as it begins it. Compiling is charged to no budget."""
+    attempt.stage = attempt.ledger.stage
+    p = program(attempt.run, attempt.execution, on=p.mesh, stage=attempt.stage)
+    with clock("compile"):
+        built = compiled(p)
+    log.info("%s: stage %d begins at step %d", attempt.run.run_id, attempt.stage, attempt.ledger.steps)
+    return p, built, built.enter(state, attempt.run.seed.init)
+
+
 class _Dispatch:
     """Steps that were sent off: of each attempt the first and the learning rates, of all the metrics to come."""
 
@@ -353,26 +374,31 @@ class _Dispatch:
 
 def _next_steps(
     attempts: list[Attempt], live: list[int], p: Program, rows: range
-) -> tuple[dict[int, tuple[int, list[float]]], Batch, np.ndarray, np.ndarray]:
+) -> tuple[dict[int, tuple[int, list[float]]], Batch, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Steps until the dispatch is full or the state of one attempt is needed, stacked; of attempts that have ended zeros.
-    Of each step the batch fills the room of its form, the last of what is returned."""
+    Of each step the batch fills the room of its form, the last but one of what is returned; the last is what their method hands
+    them."""
     room, many = p.execution.steps_per_dispatch, (p.pack,) if p.pack > 1 else ()
     batches = [
-        np.zeros((s.shape[0], *many, len(rows), s.shape[-1]), np.int32) for s in shapes(p.forms, (room, p.batch))
+        np.zeros((s.shape[0], *many, len(rows), s.shape[-1]), np.int32)
+        for s in shapes(p.forms, (room, p.inside.examples))
     ]
+    fed = {name: np.zeros((room, *many, *shape), np.float32) for name, shape in p.inside.fed}
     chosen, rates = np.zeros(room, np.int32), np.zeros((room, *many), np.float32)
     taken: dict[int, tuple[int, list[float]]] = {lane: (attempts[lane].ledger.steps, []) for lane in live}
     for step in range(room):
         for lane in live:
-            rate, chosen[step], batch = attempts[lane].take(rows)
+            rate, chosen[step], batch, given = attempts[lane].take(rows)
             place = (step, lane) if many else (step,)
             rates[place] = rate
             taken[lane][1].append(rate)
+            for name, array in given.items():
+                fed[name][place] = array
             for array, part in zip(batches, batch, strict=True):
                 array[(*place, slice(None), slice(0, part.shape[-1]))] = part
-        if any(attempts[lane].pauses for lane in live):
+        if any(attempts[lane].pauses or attempts[lane].enters for lane in live):
             break
-    return taken, Batch(*batches), rates, chosen
+    return taken, Batch(*batches), rates, chosen, fed
 
 
 def _on_any_host(*flags: bool) -> tuple[bool, ...]:
@@ -392,8 +418,8 @@ def restore_parameters(run: Run, run_dir: Path) -> tuple[Transformer, Params]:
     try:
         if checkpoints.note is None:
             raise ValueError(f"{run_dir}: no checkpoint here; train the run first (`lab run` or `lab train`)")
-        p = program(run, Execution(**checkpoints.note["execution"]))
+        p = program(run, Execution(**checkpoints.note["execution"]), stage=checkpoints.note["stage"])
         state = checkpoints.latest_state(abstract_state(p))
     finally:
         checkpoints.close()
-    return p.model, state["params"]
+    return p.model, reported(p, run, state)

@@ -1,6 +1,7 @@
 """The one transformer that every structure is a setting of: inputs x and targets y, two streams.
 
-Letters: B batch, S input length, T target length, D model width, L layers, V vocabulary.
+Letters: B batch, S input length, T target length, D model width, L layers, V vocabulary, A positions in a table, R relative
+distances.
 
 At each depth x attends to x (bidirectional or causal) and y attends to [memory ; y], where the memory is what the input
 stack hands over: its final norm's output (memory=final), or what its layer at the same depth is about to read
@@ -27,15 +28,21 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from lab.attention import Segments, attend
+from lab.attention import Segments
 from lab.forms import Form
-from lab.layers import NORMS, Draw, Layer, Read, matmul
+from lab.layers import Layer
 from lab.mesh import by_batch, whole
+from lab.norms import NORMS
+from lab.positions import ABSOLUTE, RELATIVE, Positions
+from lab.seen import BUCKETS
 from lab.spec import Options, Shape
+from lab.streams import joint_layer, last_joint_layer, self_layer, target_layer, within_inputs
 from lab.structure import Structure
+from lab.weights import Draw, matmul
 
 Params = dict[str, Any]
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+KEEP = "keep"  # beside the parameters: {"inputs", "targets": [depth]}, which layers run (lab.techniques)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,7 @@ class Transformer:
     unroll: int = 1
     remat: bool = False
     attention: str = "reference"
+    places: int = 0  # A: positions that there are for (lab.seen.places), where a table or a matrix has a row for each
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -76,7 +84,13 @@ class Transformer:
         own_softmax = stack != "input" and self.structure.cross in ("separate", "tied")
         cross = self.structure.cross if own_softmax else "none"
         return Layer(
-            self.shape, self.options, cross=cross, depth=self.depth(stack), attention=self.attention, draw=draw
+            self.shape,
+            self.options,
+            cross=cross,
+            depth=self.depth(stack),
+            attention=self.attention,
+            draw=draw,
+            places=self.places,
         )
 
     @cached_property
@@ -87,19 +101,22 @@ class Transformer:
     def _tree(self, draw: Callable[[str], Draw], stack: Callable[[Callable[[int], Params], int], Params]) -> Params:
         """The parameters; `draw(part)` makes the numbers of a part, `stack(layer, held)` stacks so many layers."""
         D, V, E = self.shape.D, self.V, self.options.embedding_width
+        deviation = self.options.parametrization.table_width(D) ** -0.5
 
         def table(part: str) -> Params:
             # Unit-variance rows at the input (scaled by sqrt(D) there) and unit-variance logits at a tied head.
             numbers = draw(part)
             if E is None:
-                return {f"{part}_VD": numbers((V, D), D**-0.5)}
-            return {f"{part}_VE": numbers((V, E), E**-0.5), f"{part}_ED": numbers((E, D), D**-0.5)}
+                return {f"{part}_VD": numbers((V, D), deviation)}
+            return {f"{part}_VE": numbers((V, E), E**-0.5), f"{part}_ED": numbers((E, D), deviation)}
 
         params = table("embedding")
         if not self.options.tied_embeddings:
             params |= table("head")
             if "target" in self.stacks:
                 params |= table("target_embedding")
+        if self.options.encoding == "learned":
+            params["place_AD"] = draw("places")((self.places, D), deviation)  # as the tokens', and scaled like them
         for name in self.stacks:
             part = "target" if name == "target" else "first_stack"
 
@@ -109,6 +126,8 @@ class Transformer:
             params[name] = {"layers": stack(layer, self.held(name))}
             if self.options.norm_place != "post":
                 params[name]["norm_D"] = np.ones(D, np.float32)
+            if self.options.encoding == "t5":
+                params[name]["relative_NR"] = draw(f"{part}/relative")((self.shape.N, BUCKETS), deviation)
         return params
 
     def init(self, seed: int) -> Params:
@@ -141,14 +160,49 @@ class Transformer:
         name = name if f"{name}_{width}" in params else "embedding"
         return params[f"{name}_{width}"], params.get(f"{name}_ED")
 
-    def _embed(self, params: Params, name: str, tokens: Array) -> Array:
-        table, factor_ED = self._table(params, name)
-        rows = (whole(table)[tokens] * self.shape.D**0.5).astype(DTYPES[self.precision])
-        return by_batch(rows if factor_ED is None else matmul(rows, factor_ED))
+    def _embed(self, params: Params, name: str, tokens: Array, positions: Positions) -> Array:
+        """What enters the first layer. Rows of positions are of width D, and are added to the product of a table's factors."""
+        (table, factor_ED), D, dtype = self._table(params, name), self.shape.D, DTYPES[self.precision]
+        scale = self.options.parametrization.table_width(D) ** 0.5
+        embedded = whole(table)[tokens] * scale
+        if factor_ED is not None:
+            embedded = matmul(embedded.astype(dtype), factor_ED)
+        if (rows := ABSOLUTE.get(self.options.encoding)) is not None:
+            places = params.get("place_AD")
+            embedded = embedded + rows(None if places is None else whole(places) * scale, positions, D)
+        return by_batch(embedded.astype(dtype))
+
+    def relative(self, params: Params, stack: str, distance: np.ndarray | Array) -> Array | None:
+        """What a stack's heads add to the scores at these distances between query and key: [N, ...], or nothing."""
+        if (number := RELATIVE.get(self.options.encoding)) is None:
+            return None
+        # As in T5's own code, of one stack for both streams the inputs decide.
+        ahead = stack != "target" and self.structure.inputs == "bidirectional"
+        return number(distance, self.shape.N, params[stack].get("relative_NR"), ahead=ahead)
+
+    def _relative(self, params: Params, stack: str, n: int) -> Array | None:
+        """As lab.attention takes it, of n positions."""
+        return self.relative(params, stack, np.arange(1 - n, n))
+
+    def _absolute(self, form: Form, inputs_BS: Array, targets_BT: Array) -> tuple[Positions, Positions]:
+        """The positions that are added to embeddings: a padded source begins at 0, and so does every document of a packed row."""
+        S, T = inputs_BS.shape[1], targets_BT.shape[1]
+        at_S, at_T = np.arange(S), self._of_targets(S, T)
+        if self.options.encoding in ABSOLUTE and form.name == "pairs":
+            pads_B1 = jnp.sum(inputs_BS == self.pad, axis=1, keepdims=True)
+            return jnp.maximum(at_S[None] - pads_B1, 0), at_T[None] - pads_B1
+        if self.options.encoding in ABSOLUTE and form.name == "causal_lm":
+            return at_S, at_T[None] - jax.lax.cummax(jnp.where(targets_BT == self.sep, at_T[None], 0), axis=1)
+        return at_S, at_T
+
+    def _of_targets(self, S: int, T: int) -> np.ndarray:
+        return np.arange(T) + (S if self.options.positions == "continue" else 0)
 
     def head(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits; below the cap in size where there is one (Gemma 2)."""
         table, factor_ED = self._table(params, "head")
+        if (wider := self.options.parametrization.width(self.shape.D)) != 1:
+            hidden = hidden / wider
         hidden = hidden if factor_ED is None else matmul(hidden, factor_ED.T)
         logits = jnp.einsum("...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
         cap = self.options.logit_softcap
@@ -182,19 +236,19 @@ class Transformer:
         pairs: inputs of PAD (`self.pad`) are seen by nothing. causal_lm: no inputs, and each SEP begins a document.
         """
         S, T = inputs_BS.shape[1], targets_BT.shape[1]
-        x_BSD = self._embed(params, "embedding", inputs_BS)
-        positions_S = np.arange(S)
+        positions_S, positions_T = np.arange(S), self._of_targets(S, T)
+        at_S, at_T = self._absolute(form, inputs_BS, targets_BT)
+        x_BSD = self._embed(params, "embedding", inputs_BS, at_S)
         if self.structure.encoder_only:
             x_BSD = self._run_alone(params, "input", x_BSD, positions_S)
             return jnp.take_along_axis(x_BSD, targets_BT[:, :, None], axis=1)
-        y_BTD = self._embed(params, "target_embedding", targets_BT)
+        y_BTD = self._embed(params, "target_embedding", targets_BT, at_T)
         if form.name == "causal_lm":
             documents = jnp.cumsum(targets_BT == self.sep, axis=1)
             return self._run_alone(params, "shared", y_BTD, np.arange(T), (documents, documents))
         segments = None
         if form.name == "pairs":
             segments = (inputs_BS != self.pad).astype(jnp.int32), jnp.ones_like(targets_BT)
-        positions_T = np.arange(T) + (S if self.options.positions == "continue" else 0)
         score_inputs = form.loss == "all"
         streams = self._advance_both if self.structure.memory == "same" else self._advance_in_turn
         x_BSD, y_BTD = streams(params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs)
@@ -216,17 +270,21 @@ class Transformer:
         return layers if depth == self.depth(stack) else jax.tree.map(lambda leaf: leaf[:depth], layers)
 
     def _fold(self, body, carry, params: Params, stacks: tuple[str, ...], depth: int):
-        """Applies `body(layers, carry)` at the first `depth` depths; `layers` are the Layer modules of the stacks there."""
+        """Applies `body(layers, carry)` at the first `depth` depths; `layers` are the Layer modules of the stacks there. Where
+        only some run (KEEP), the others are not executed, and hand on what they are given."""
 
-        def at_depth(carry, params, own):
-            return body([self.layer(params, name, p) for name, p in zip(stacks, own, strict=True)], carry)
+        def at_depth(carry, params, at):
+            own, kept = at
+            layers = [self.layer(params, name, p) for name, p in zip(stacks, own, strict=True)]
+            return _unless_skipped(kept, partial(body, layers), carry, lambda carry: carry)
 
         if depth == 0:
             return carry
         if self.remat:
             at_depth = jax.checkpoint(at_depth, prevent_cse=not self.scan)
         shared = {name: params[name] for name in stacks} if self.options.share_layers else {}
-        layers = [self.by_depth(params, name, depth) for name in stacks]
+        keep = self._kept(params, stacks)
+        layers = [self.by_depth(params, name, depth) for name in stacks], None if keep is None else keep[:depth]
         if self.scan:
             return jax.lax.scan(
                 lambda carry, own: (at_depth(carry, shared, own), None), carry, layers, length=depth, unroll=self.unroll
@@ -235,22 +293,30 @@ class Transformer:
             carry = at_depth(carry, shared, jax.tree.map(lambda p, i=index: p[i], layers))
         return carry
 
-    def _at_the_end(self, body, carry, params: Params, stacks: tuple[str, ...]):
-        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths."""
+    def _at_the_end(self, body, carry, params: Params, stacks: tuple[str, ...], skipped):
+        """Applies `body(layers, carry)` with the last layer of each stack, as `_fold` does at its depths; skipped(carry): what
+        a layer that does not run hands on."""
+        keep = self._kept(params, stacks)
 
-        def last(carry, layers):
-            return body([self.layer(params, name, p) for name, p in zip(stacks, layers, strict=True)], carry)
+        def last(carry, own):
+            layers = [self.layer(params, name, p) for name, p in zip(stacks, own, strict=True)]
+            return _unless_skipped(None if keep is None else keep[-1], partial(body, layers), carry, skipped)
 
         layers = [jax.tree.map(lambda p: p[-1], params[name]["layers"]) for name in stacks]
         return (jax.checkpoint(last) if self.remat else last)(carry, layers)
+
+    def _kept(self, params: Params, stacks: tuple[str, ...]) -> Array | None:
+        """[depth], which layers of the stacks run; None where all do. It comes with the parameters, and is none of them."""
+        alone = stacks == ("input",) and not self.structure.encoder_only
+        return params[KEEP]["inputs" if alone else "targets"] if KEEP in params else None
 
     def _run_alone(
         self, params: Params, stack: str, x_BSD: Array, positions_S: np.ndarray, segments: Segments = None
     ) -> Array:
         """A stack to its end over one stream, then its final norm."""
-        causal = self.structure.inputs == "causal"
+        causal, relative_NR = self.structure.inputs == "causal", self._relative(params, stack, len(positions_S))
         x_BSD = self._fold(
-            lambda layers, x: _self_layer(layers[0], x, positions_S, causal=causal, segments=segments),
+            lambda layers, x: self_layer(layers[0], x, positions_S, segments, relative_NR, causal=causal),
             x_BSD,
             params,
             (stack,),
@@ -260,19 +326,21 @@ class Transformer:
 
     def _advance_in_turn(self, params, x_BSD, y_BTD, positions_S, positions_T, segments, score_inputs):
         """memory=final: all of the input stack, then the target stack over its output."""
-        memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S, _among_inputs(segments))
+        memory_BSD = self._run_alone(params, self.stacks[0], x_BSD, positions_S, within_inputs(segments))
         merged = self.structure.cross == "merged"
         stack, one = self.stacks[-1], None
+        relative_NR = self._relative(params, stack, len(positions_S) + len(positions_T))
         if self.structure.memory_is_one(self.options.share_layers):
             one = self.layer(params, stack, None).reader.keys_values(memory_BSD, positions_S)
         y_BTD = self._fold(
-            lambda layers, y: _target_layer(
+            lambda layers, y: target_layer(
                 layers[0],
                 y,
                 one or layers[0].reader.keys_values(memory_BSD, positions_S),
                 positions_T,
+                segments,
+                relative_NR,
                 merged=merged,
-                segments=segments,
             ),
             y_BTD,
             params,
@@ -286,11 +354,14 @@ class Transformer:
         S, merged, causal = x_BSD.shape[1], self.structure.cross == "merged", self.structure.inputs == "causal"
         first, last = self.stacks[0], self.stacks[-1]
         depth = self.shape.L if score_inputs else self.shape.L - 1
+        relative_NR = self._relative(params, last, S + len(positions_T))
 
         if self.structure.stacks == "shared":
             positions_n = np.concatenate([positions_S, positions_T])
             z_BnD = self._fold(
-                lambda layers, z: _joint_layer(layers[0], z, positions_n, S, segments, merged=merged, causal=causal),
+                lambda layers, z: joint_layer(
+                    layers[0], z, positions_n, S, segments, relative_NR, merged=merged, causal=causal
+                ),
                 jnp.concatenate([x_BSD, y_BTD], axis=1),
                 params,
                 self.stacks,
@@ -298,134 +369,39 @@ class Transformer:
             )
             if not score_inputs:
                 y_BTD = self._at_the_end(
-                    lambda layers, z: _last_joint_layer(layers[0], z, positions_n, S, segments, merged=merged),
+                    lambda layers, z: last_joint_layer(
+                        layers[0], z, positions_n, S, segments, relative_NR, merged=merged
+                    ),
                     z_BnD,
                     params,
                     self.stacks,
+                    lambda z: z[:, S:],
                 )
                 return x_BSD, self._top(params, last, y_BTD)
             z_BnD = self._top(params, first, z_BnD)
             return z_BnD[:, :S], z_BnD[:, S:]
 
+        relative_of_inputs = self._relative(params, first, S)
+
         def advance(layers: list[Layer], xy: tuple[Array, Array], keep_inputs: bool = True) -> tuple[Array, Array]:
             x, y = xy
             memory = layers[1].reader.keys_values(layers[0].before_attention(x), positions_S)
-            y = _target_layer(layers[1], y, memory, positions_T, merged=merged, segments=segments)
+            y = target_layer(layers[1], y, memory, positions_T, segments, relative_NR, merged=merged)
             if keep_inputs:
-                x = _self_layer(layers[0], x, positions_S, causal=causal, segments=_among_inputs(segments))
+                x = self_layer(layers[0], x, positions_S, within_inputs(segments), relative_of_inputs, causal=causal)
             return x, y
 
         x_BSD, y_BTD = self._fold(advance, (x_BSD, y_BTD), params, self.stacks, depth)
         if not score_inputs:
             at_the_end = partial(advance, keep_inputs=False)
-            x_BSD, y_BTD = self._at_the_end(at_the_end, (x_BSD, y_BTD), params, self.stacks)
+            x_BSD, y_BTD = self._at_the_end(at_the_end, (x_BSD, y_BTD), params, self.stacks, lambda xy: xy)
         return self._top(params, first, x_BSD), self._top(params, last, y_BTD)
+
+
+def _unless_skipped(kept: Array | None, run: Callable[[Any], Any], carry: Any, skipped: Callable[[Any], Any]) -> Any:
+    return run(carry) if kept is None else jax.lax.cond(kept, run, skipped, carry)
 
 
 def _zeros(shape: tuple[int, ...], deviation: float) -> np.ndarray:
     """Numbers of a shape where only the shape counts: no memory is written."""
     return np.broadcast_to(np.float32(0), shape)
-
-
-def _among_inputs(segments: Segments) -> Segments:
-    """`segments` are the numbers of the inputs (B S) and of the targets (B T)."""
-    return None if segments is None else (segments[0], segments[0])
-
-
-def _over_both(segments: Segments) -> Segments:
-    """Of targets over [inputs ; targets]."""
-    return None if segments is None else (segments[1], jnp.concatenate(segments, axis=1))
-
-
-def _over_all(segments: Segments) -> Segments:
-    """Of [inputs ; targets] over themselves."""
-    if segments is None:
-        return None
-    numbers = jnp.concatenate(segments, axis=1)
-    return numbers, numbers
-
-
-def _read(layer: Layer, memory: tuple[Array, Array], segments: Segments) -> Read:
-    """The cross-attention of `separate` and `tied`: every target sees the whole memory."""
-    reading = None if segments is None else (segments[1], segments[0])
-    return lambda q_BTNH: attend(q_BTNH, *memory, causal=False, how=layer.attention, segments=reading)
-
-
-def _self_layer(layer: Layer, x_BSD: Array, positions_S: np.ndarray, *, causal: bool, segments: Segments) -> Array:
-    normed = layer.before_attention(x_BSD)
-    q = layer.attn.queries(normed, positions_S)
-    keys_values = layer.attn.keys_values(normed, positions_S)
-    mixed = attend(q, *keys_values, causal=causal, how=layer.attention, segments=segments)
-    return layer.after_attention(x_BSD, normed, q, mixed)
-
-
-def _target_layer(
-    layer: Layer,
-    y_BTD: Array,
-    memory: tuple[Array, Array],
-    positions_T: np.ndarray,
-    *,
-    merged: bool,
-    segments: Segments,
-) -> Array:
-    normed = layer.before_attention(y_BTD)
-    q = layer.attn.queries(normed, positions_T)
-    own = layer.attn.keys_values(normed, positions_T)
-    if merged:
-        own = _join(memory, own)
-    over = _over_both(segments) if merged else None  # targets by themselves are of one number
-    mixed = attend(q, *own, causal=True, how=layer.attention, segments=over)
-    read = None if merged else _read(layer, memory, segments)
-    return layer.after_attention(y_BTD, normed, q, mixed, read, positions_T)
-
-
-def _joint_layer(
-    layer: Layer,
-    z_BnD: Array,
-    positions_n: np.ndarray,
-    S: int,
-    segments: Segments,
-    *,
-    merged: bool,
-    causal: bool,
-) -> Array:
-    """One shared layer over both streams z = [x ; y], each projection once over all n = S+T positions."""
-    attention = partial(attend, how=layer.attention)
-    normed_BnD = layer.before_attention(z_BnD)
-    q, (k, v) = layer.attn.queries(normed_BnD, positions_n), layer.attn.keys_values(normed_BnD, positions_n)
-    memory = None if layer.cross is None else layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
-    if merged and causal and layer.attention != "reference":  # one rule for both streams; the reference does not skip
-        mixed = attention(q, k, v, causal=True, segments=_over_all(segments))
-    else:
-        mixed_x = attention(q[:, :S], k[:, :S], v[:, :S], causal=causal, segments=_among_inputs(segments))
-        # The keys and values of a merged softmax are those of both streams, as they lie.
-        first = 0 if merged else S
-        over = _over_both(segments) if merged else None
-        mixed_y = attention(q[:, S:], k[:, first:], v[:, first:], causal=True, segments=over)
-        mixed = jnp.concatenate([mixed_x, mixed_y], axis=1)
-    read = None if merged else _read(layer, memory or (k[:, :S], v[:, :S]), segments)
-    return layer.after_attention(z_BnD, normed_BnD, q, mixed, read, positions_n[S:])
-
-
-def _last_joint_layer(
-    layer: Layer, z_BnD: Array, positions_n: np.ndarray, S: int, segments: Segments, *, merged: bool
-) -> Array:
-    """A shared layer whose inputs nothing reads: of x its keys and values alone."""
-    normed_BnD = layer.before_attention(z_BnD)
-    positions_T, normed_BTD, y_BTD = positions_n[S:], normed_BnD[:, S:], z_BnD[:, S:]
-    if layer.cross is None:
-        k, v = layer.attn.keys_values(normed_BnD, positions_n)
-        memory, own = (k[:, :S], v[:, :S]), (k, v) if merged else (k[:, S:], v[:, S:])
-    else:
-        memory = layer.cross.keys_values(normed_BnD[:, :S], positions_n[:S])
-        own = layer.attn.keys_values(normed_BTD, positions_T)
-    q, over = layer.attn.queries(normed_BTD, positions_T), _over_both(segments) if merged else None
-    mixed = attend(q, *own, causal=True, how=layer.attention, segments=over)
-    read = None if merged else _read(layer, memory, segments)
-    return layer.after_attention(y_BTD, normed_BTD, q, mixed, read, positions_T)
-
-
-def _join(memory: tuple[Array, Array], own: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Keys and values of [memory ; targets]."""
-    k, v = (jnp.concatenate(pair, axis=1) for pair in zip(memory, own, strict=True))
-    return k, v

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
+from lab.hyperparameters import Numbers
 from lab.spec import nearest
 
 Overrides = Mapping[str, Any]
@@ -82,6 +83,8 @@ def override(value: T, overrides: Overrides, *, where: str = "") -> T:
 
     Raises ValueError for a path that does not exist, naming the nearest one, and for one that lies inside another.
     """
+    if isinstance(value, Numbers):
+        return _renumbered(value, overrides, where)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         path = next(iter(overrides))
         raise ValueError(f"override {where}.{path}: {where} is {value!r} and has no parts; set {where} itself")
@@ -104,6 +107,14 @@ def override(value: T, overrides: Overrides, *, where: str = "") -> T:
             )
         direct[head] = override(getattr(value, head), inner, where=prefix + head)
     return dataclasses.replace(value, **direct)
+
+
+def _renumbered(value: Any, overrides: Overrides, where: str) -> Any:
+    for name in overrides:
+        if name not in value:
+            known = nearest(name, list(value)) if len(value) else "it has none"
+            raise ValueError(f"override {where}.{name}: no field {where}.{name}; {known}")
+    return Numbers({**value, **overrides})
 
 
 def _merge(left: Overrides, right: Overrides) -> dict[str, Any]:

@@ -177,7 +177,16 @@ def _shortened(messages: list[str]) -> list[str]:
 
 
 def _program(run: Run) -> tuple[Any, ...]:
-    return (run.structure, run.shape, run.options, run.objective, run.batch, run.precision, run.optimizer.name)
+    return (
+        run.structure,
+        run.shape,
+        run.options,
+        run.objective,
+        run.batch,
+        run.precision,
+        run.optimizer.name,
+        run.technique,
+    )
 
 
 def describe_arm(template: Run) -> str:
@@ -221,7 +230,8 @@ def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run) -> Ite
     row: PlannedRun | None = None
     for replicate in range(study.replicates(budget, rung)):
         seeded = with_seed(run, replicate)
-        if row is None or len(forms(run.objective)) > 1:  # which forms the steps take, and so their cost, is the seed's
+        # Which forms the steps take and which layers are dropped, and so what they cost, is the seed's.
+        if row is None or len(forms(run.objective)) > 1 or run.technique is not None:
             row = planned_run(seeded, arm=arm, budget=study.budgets[budget], rung=rung)
         for rate in rates:
             one = replace(seeded, optimizer=replace(run.optimizer, learning_rate=rate))
@@ -306,7 +316,7 @@ def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
         members = list(of_arms.values())
         for i, a in enumerate(members):
             for b in members[i + 1 :]:
-                if a.run.objective == b.run.objective and a.run.shape == b.run.shape:
+                if (a.run.objective, a.run.shape, a.run.options) == (b.run.objective, b.run.shape, b.run.options):
                     longest = max(form.S for form in forms(a.run.objective))
                     one, other = (canonical(x.run.structure, L=x.run.shape.L, S=longest, loss=x.run.objective.loss)
                                   for x in (a, b))  # fmt: skip

@@ -92,7 +92,9 @@ def fit(table: Name, /, options: Fitted = Options(), out: Path | None = None) ->
         _page(found, out, laws, console)
 
 
-def report(table_or_study: Name, /, options: Fitted = Options(), out: Path | None = None) -> None:
+def report(
+    table_or_study: Name, /, options: Fitted = Options(), out: Path | None = None, publish: Path | None = None
+) -> None:
     """Print an answer and write it as one web page: the verdict on a study's arms, or a law fitted to a table.
 
     Example: lab report runs/quickstart
@@ -102,14 +104,19 @@ def report(table_or_study: Name, /, options: Fitted = Options(), out: Path | Non
         table_or_study: a study's directory, the name of a study under runs/, or a file as for `lab fit`
         options: how the law is fitted to a table; a study's report takes none
         out: where the page goes (default: the study's directory; a table's name, with -fit)
+        publish: of a study, a directory for files that a repository keeps: <name>.md, its runs as CSV, figures as PNG
     """
     path = Path(table_or_study)
+    if publish is not None and path.is_file():
+        raise ValueError(
+            f"publish = {str(publish)!r}: a study's answer is published; {table_or_study} is a table, use --out"
+        )
     if not path.is_file():
         if options != Options():
             raise ValueError(
                 f"{table_or_study}: a study's report takes no options of a fit; use lab fit {table_or_study} ..."
             )
-        studies.report(table_or_study, out)
+        studies.report(table_or_study, out, publish)
         return
     laws = _laws(options)
     found, console = _fitted(table_or_study, options)

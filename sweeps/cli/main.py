@@ -11,7 +11,7 @@ from rich.logging import RichHandler
 
 from lab import secrets
 from lab.preemption import Preempted
-from sweeps.cli import arms, control, data, fits, futures, runs, serving, studies, tuning
+from sweeps.cli import arms, calibration, control, data, fits, futures, runs, serving, studies, tuning
 
 COMMANDS = {
     "quickstart": studies.quickstart,
@@ -31,6 +31,7 @@ COMMANDS = {
     "describe": runs.describe,
     "flops": runs.flops,
     "train": runs.train,
+    "calibrate": calibration.calibrate,
     "sample": serving.sample,
     "evaluate": serving.evaluate,
     "serve-cost": serving.serve_cost,

@@ -47,7 +47,7 @@ def describe(run: Path_, /) -> None:
         f"\n[bold]parameters[/] {counted.total:,}: body {counted.body:,} + token tables {counted.embedding:,}"
         + (f" ({counted.unused:,} of the body are read by no scored prediction)" if counted.unused else "")
     )
-    pair = 4 * content.shape.N * content.shape.H
+    pair = cost.pair_flops(content.shape, content.options)
     bill = Table("forward, one example", "FLOPs", "share", box=None, pad_edge=False, title_justify="left")
     total = cost.forward(*parts, V)["exact"]
     for item in cost.bill(*parts, V):

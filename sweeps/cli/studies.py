@@ -302,7 +302,7 @@ def end_of(hours: float | None, until: str | None) -> float | None:
     return moment
 
 
-def report(study: Name, /, out: Path | None = None) -> None:
+def report(study: Name, /, out: Path | None = None, publish: Path | None = None) -> None:
     """Fit a study's runs, print the verdict and write the report as one web page.
 
     Example: lab report runs/quickstart
@@ -310,11 +310,15 @@ def report(study: Name, /, out: Path | None = None) -> None:
     Args:
         study: a study's directory, or the name of a study under runs/
         out: where the page goes (default: report.html in the study's directory)
+        publish: a directory for the answer as files that a repository keeps: <name>.md, its runs as CSV, figures as PNG
     """
     import analysis
+    from analysis.markdown import publish as publish_in
 
     store = Store(study_directory(study))
     store.status()  # copies what a publisher that died left to copy
     page = analysis.report(records_here(store), out)
     Console(highlight=False).print((page.parent / "summary.txt").read_text(), markup=False, soft_wrap=True)
     print(f"report: {page}")
+    if publish is not None:
+        print(f"published: {publish_in(records_here(store), publish)}")

@@ -3,11 +3,13 @@
 command    lab run bidirectional && lab report bidirectional
            lab run bidirectional --preset must --out runs/bidirectional_must: words whose dictionary follows them, where
            inputs that see ahead must help at every budget (lab.data.synthetic.dictionary)
-cost       small: COST
-expected   docs/studies/bidirectional.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 prefix_lm and decoder_only differ in nothing else; encoder_decoder and only_causal neither.
 """
+
+from typing import Any
 
 from lab.spec import Data, Evaluation
 from lab.structure import ALONE, STRUCTURES
@@ -20,7 +22,7 @@ PAIRS = {
     "only_causal": ALONE["only_causal"],
     "encoder_decoder": STRUCTURES["encoder_decoder"],
 }
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, S=64, T=64, batch=8, seeds=3
     ),
@@ -44,7 +46,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
     chosen, must = PRESETS[preset], preset == "must"
     text = "late_dictionary:documents=65536" if must else "python"
     data = data or corpus(text, allow_repeat=must or preset == "full")
-    settings = dict(
+    settings: dict[str, Any] = dict(
         S=chosen["S"],
         T=chosen["T"],
         precision="bf16" if preset in ("gpu", "full") else "f32",
@@ -63,5 +65,5 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
-        learning_rate=0.01 if must else "lab",
+        learning_rate={"must": 0.01, "small": "tuned:ladder"}.get(preset, "porian"),
     )

@@ -1,19 +1,21 @@
 """Is reading only the last layer a bottleneck, and more of one the deeper a model is? Final against same-layer memory.
 
 command    lab run depth_bottleneck && lab report depth_bottleneck
-cost       small: COST
-expected   docs/studies/depth_bottleneck.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 shared_stacks (memory=final) and prefix_lm (memory=same) differ in nothing but that dial. At each depth both have their own
 ladder of widths, and spend the same.
 """
+
+from typing import Any
 
 from lab.spec import Data
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
 MEMORY = {"final": "shared_stacks", "same": "prefix_lm"}
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         budgets=(3e10, 1.2e11, 4.8e11),
         widths={
@@ -63,4 +65,6 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes={f"{m}_{depth}": ladder(*chosen["widths"][depth], depth=depth, head_width=head) for m, depth in cells},
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if preset == "small" else "porian",
+        rules={f"{m}_{depth}": MEMORY[m] for m, depth in cells} if preset == "small" else {},  # tuned at two layers
     )

@@ -1,14 +1,16 @@
 """Chung's third curve: more structure, less, and even less. Does the one with the least win in the end?
 
 command    lab run less_structure && lab report less_structure
-cost       small: COST
-expected   docs/studies/less_structure.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 more        encoder_decoder   separate stacks and cross-attention, bidirectional inputs
 less        decoder_only      one causal stack
 even_less   dense_mixing      one causal stack whose tokens are mixed by a learned triangular matrix a head (options.mixing):
                               no queries and keys, and no weights shared over positions
 """
+
+from typing import Any
 
 from lab.spec import Data, Options
 from sweeps.ladder import ladder
@@ -17,7 +19,7 @@ from sweeps.study import Study, arm, corpus
 DENSE = Options(
     mixing="dense", qk_norm=False, encoding="none"
 )  # there are no queries, no keys and no positions but the matrix's
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         budgets=(2e10, 8e10, 3.2e11, 1.28e12), widths=(8, 12, 16, 24, 32, 48, 64), depth=2, S=64, batch=8, seeds=3
     ),
@@ -36,7 +38,7 @@ PRESETS = {
 def study(preset: str = "small", data: Data | None = None) -> Study:
     chosen = PRESETS[preset]
     data = data or corpus("python", allow_repeat=preset == "full")
-    settings = dict(S=chosen["S"], T=chosen["S"], precision="f32" if preset == "small" else "bf16")
+    settings: dict[str, Any] = dict(S=chosen["S"], T=chosen["S"], precision="f32" if preset == "small" else "bf16")
     return Study(
         name="less_structure",
         question="Encoder-decoder, decoder-only, and mixing that knows of no positions in common: which wins in the end?",
@@ -50,4 +52,6 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if preset == "small" else "porian",
+        rules={"dense_mixing": "decoder_only"} if preset == "small" else {},
     )

@@ -2,8 +2,8 @@
 
 command    lab run multi_turn && lab report multi_turn
            python -m sweeps.studies.multi_turn runs/multi_turn --out docs/studies
-cost       small: COST
-expected   docs/studies/multi_turn.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 A bidirectional input is read again at each turn, a causal one is extended. prefix_lm_turns is between them: inputs see all of
 their own turn and earlier ones (options.turn; arXiv 2408.00539), so that earlier turns' keys and values stay.
@@ -26,7 +26,7 @@ from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
 TURN = 16
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, S=96, T=32, batch=8, seeds=3
     ),
@@ -49,7 +49,7 @@ TURNS, USER, REPLY = 8, 32, 16  # of the conversation that is priced, in tokens
 def study(preset: str = "small", data: Data | None = None) -> Study:
     chosen = PRESETS[preset]
     data = data or corpus("python", allow_repeat=preset == "full")
-    settings = dict(S=chosen["S"], T=chosen["T"], precision="f32" if preset == "small" else "bf16")
+    settings: dict[str, Any] = dict(S=chosen["S"], T=chosen["T"], precision="f32" if preset == "small" else "bf16")
     return Study(
         name="multi_turn",
         question="Which structure gives the best quality for what a conversation costs?",
@@ -64,6 +64,8 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if preset == "small" else "porian",
+        rules={"prefix_lm_turns": "prefix_lm"} if preset == "small" else {},
     )
 
 

@@ -2,7 +2,7 @@
 
 command    lab tune no_train_no_gain --rules sweeps/rules/no_train_no_gain.json
            lab run no_train_no_gain && lab report no_train_no_gain
-cost       small: planned by `lab plan no_train_no_gain`; smoke: a minute on 2 CPU cores
+cost       `lab plan no_train_no_gain`; smoke: 54 runs, 3 minutes on one busy CPU core
 expected   docs/no-train-no-gain.md
 
 The protocol of No Train No Gain (Kaddour et al. 2023, arXiv 2307.06440) on its two model families and a decoder-only one, in one

@@ -1,8 +1,8 @@
 """RedLLM's question uncrossed: is it the encoder-decoder's structure, or the objective that it was trained with?
 
 command    lab run redllm && lab report redllm
-cost       small: COST
-expected   docs/studies/redllm.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 RedLLM (Zhang et al. 2025, arXiv 2510.26622) compares an encoder-decoder trained on a prefix LM with a decoder-only model
 trained on all tokens: structure and objective change together. Here they are crossed:
@@ -15,11 +15,13 @@ half of the text         ed_half             do_half
 All are scored alike: the targets after 1/4, 1/2 and 3/4 of the same held-out texts.
 """
 
+from typing import Any
+
 from lab.spec import Data, Evaluation, Objective
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, text=128, batch=8, seeds=3),
     "gpu": dict(budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, text=256, batch=32, seeds=3),
     "full": dict(
@@ -30,6 +32,14 @@ PRESETS = {
         batch=128,
         seeds=3,
     ),
+}
+# Tuned on the half of a text; a prefix LM's arms take the rules of its structure.
+RULES = {
+    "do_prefix": "decoder_only",
+    "do_half": "decoder_only",
+    "do_all": "decoder_only_all",
+    "ed_prefix": "encoder_decoder",
+    "ed_half": "encoder_decoder",
 }
 
 
@@ -44,7 +54,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         "half": Objective(S=half, T=half),
         "all": Objective(S=half, T=half, loss="all"),
     }
-    settings = dict(
+    settings: dict[str, Any] = dict(
         evaluation=Evaluation(examples=512, splits=quarters), precision="f32" if preset == "small" else "bf16"
     )
     arms = {
@@ -62,4 +72,6 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if preset == "small" else "porian",
+        rules=RULES if preset == "small" else {},
     )

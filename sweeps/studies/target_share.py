@@ -5,8 +5,8 @@ command    for share in 1-16 1-4 1-2 3-4 15-16; do lab run target_share --preset
            python -m sweeps.studies.target_share runs/target_share-* --out docs/studies
            the first for 128 bytes of text, of which so much are targets; the second on pairs cut from Python source: code ->
            first sentence of its docstring (long -> short), signature and docstring -> body (short -> long)
-cost       small: COST each
-expected   docs/studies/target_share.md
+cost       `lab plan` says it; not run yet
+expected   docs/studies/README.md says what was found, once it was run
 
 Losses of different shares are of different things and are never compared: each share is a comparison of its own, and what
 is set beside each other is the difference between structures.
@@ -39,7 +39,7 @@ PAIRS = {
     "docstring": dict(corpus="python_docstrings", inputs=(128, 256), targets=(32, 64)),
     "body": dict(corpus="python_bodies", inputs=(64, 128), targets=(128, 256)),
 }
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "small": dict(budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, total=128, batch=8, seeds=2),
     "gpu": dict(budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, total=256, batch=32, seeds=3),
     "full": dict(
@@ -52,12 +52,13 @@ SIZES = {
     ),
 }
 PRESETS = {
+    **{size: (size, "1-2") for size in SIZES},
     **{f"{size}-{share}": (size, share) for size in SIZES for share in SHARES},
     **{f"{size}-{pairs}": (size, pairs) for size in ("small", "gpu") for pairs in PAIRS},
 }
 
 
-def study(preset: str = "small-1-2", data: Data | None = None) -> Study:
+def study(preset: str = "small", data: Data | None = None) -> Study:
     size, what = PRESETS[preset]
     chosen, precision = SIZES[size], "f32" if size == "small" else "bf16"
     if what in PAIRS:
@@ -80,6 +81,8 @@ def study(preset: str = "small-1-2", data: Data | None = None) -> Study:
         sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if size == "full" else 16),
         batch=chosen["batch"],
         seeds=chosen["seeds"],
+        learning_rate="tuned:ladder" if size == "small" else "porian",
+        rules={name: name for name in ARMS} if size == "small" else {},  # tuned on text, S = T = 64
     )
 
 

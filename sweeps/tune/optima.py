@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 
@@ -147,6 +146,8 @@ def _fieller(
     slope_3: np.ndarray, bend_3: np.ndarray, slope: float, bend: float, noise: TrialNoise, replicates: int
 ) -> tuple[float | None, float | None]:
     """Ends of {x: (slope + bend x)^2 <= t^2 var(slope + bend x)} (Fieller 1954); open where it is no interval."""
+    from scipy import stats
+
     t = stats.t.ppf((1 + LEVEL) / 2, noise.dof) if math.isfinite(noise.dof) else stats.norm.ppf((1 + LEVEL) / 2)
     spread = float(t) ** 2 * noise.sd**2 / replicates
     a = bend**2 - spread * float(bend_3 @ bend_3)

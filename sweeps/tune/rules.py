@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from scipy import stats
-
 from lab import records
 from lab.checks import check_choice, check_number, nearest, require
 from lab.spec import Run
@@ -139,6 +137,8 @@ class Rule:
         """The factor within which the rule's rate at this size is known, at 95%; None where no scatter is known."""
         if self.covariance is None or not self.dof:
             return None
+        from scipy import stats  # slow to import, and every plan reads rules
+
         logs = {
             "size": math.log(size.body_flops / self.centre.size),
             "tokens": math.log(size.tokens / self.centre.tokens),

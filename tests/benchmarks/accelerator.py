@@ -15,7 +15,7 @@ import jax
 
 from bare import Bare, side_by_side
 from lab import cost, hardware, memory
-from lab.program import use_compilation_cache
+from lab.compiled import use_compilation_cache
 from lab.spec import Budget, Data, Objective, Optimizer, Run, Shape
 from lab.structure import STRUCTURES
 from lab.versions import versions

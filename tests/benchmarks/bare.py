@@ -6,9 +6,10 @@ import time
 import jax
 import numpy as np
 
+from lab.compiled import compiled
 from lab.execution import Execution
-from lab.optimizers import Hyperparameters
-from lab.program import Program, compiled, program, shapes
+from lab.optimizers import hyperparameters
+from lab.program import Program, program, shapes
 from lab.spec import Run
 
 
@@ -29,7 +30,8 @@ class Bare:
         self.batch = type(made)(
             *(rng.integers(0, tokens[n], s.shape).astype(np.int32) for n, s in zip(made._fields, made, strict=True))
         )
-        self.hyper = jax.tree.map(lambda value: np.full(many, value, np.float32), Hyperparameters.of(run.optimizer))
+        hyper = hyperparameters(run.optimizer, steps=self.k, seed=0)
+        self.hyper = {name: np.full(many, value, np.float32) for name, value in hyper.items()}
         self.rates = np.full((self.k, *many), 1e-3, np.float32)
         if start:
             self.start()

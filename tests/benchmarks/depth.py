@@ -21,8 +21,9 @@ import jax
 
 from bare import Bare, side_by_side
 from lab import hardware
+from lab.compiled import compiled
 from lab.execution import Execution
-from lab.program import compiled, program
+from lab.program import program
 from lab.spec import Objective
 from runs import make_run
 from sweeps.ladder import shape

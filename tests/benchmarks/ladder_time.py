@@ -18,7 +18,7 @@ import jax
 
 from bare import Bare, side_by_side
 from lab import cost, hardware
-from lab.program import use_compilation_cache
+from lab.compiled import use_compilation_cache
 from lab.spec import Objective
 from lab.structure import LADDER
 from runs import make_run

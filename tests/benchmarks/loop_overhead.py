@@ -21,12 +21,13 @@ import jax
 import numpy as np
 
 from lab import hardware, train
+from lab.compiled import compiled
 from lab.data import Examples, describe, load
 from lab.data.tokenizers import TOKENIZERS
 from lab.forms import forms
 from lab.objectives import build
-from lab.optimizers import Hyperparameters
-from lab.program import compiled, program
+from lab.optimizers import hyperparameters
+from lab.program import program
 from lab.spec import Budget, Evaluation, Objective
 from runs import make_run
 from sweeps.ladder import shape
@@ -45,7 +46,7 @@ def main() -> None:
         k, tokenizer = execution.steps_per_dispatch, TOKENIZERS["bytes"]
         made = [build(forms(run.objective)[0], examples.batch(i, 8), tokenizer, seed=0, first=8 * i) for i in range(k)]
         ready = jax.tree.map(lambda *arrays: np.stack(arrays), *made)
-        rates, hyper = np.full(k, 1e-3, np.float32), Hyperparameters.of(run.optimizer)
+        rates, hyper = np.full(k, 1e-3, np.float32), hyperparameters(run.optimizer, steps=k, seed=0)
         ratios, bare_times = [], []
         for _ in range(ROUNDS):
             state = built.init(0)

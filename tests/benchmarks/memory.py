@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bare import Bare
 from lab import memory
+from lab.compiled import compiled, use_compilation_cache
 from lab.execution import Execution
-from lab.program import compiled, use_compilation_cache
 from lab.spec import Objective
 from lab.structure import LADDER
 from runs import make_run

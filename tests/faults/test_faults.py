@@ -229,8 +229,8 @@ def test_a_clock_that_jumps_takes_no_run_away(tmp_path, monkeypatch, jump):
 
 WORKER = """
 import sys
-import lab.train, lab.program
-real = lab.program.compiled
+import lab.train, lab.compiled
+real = lab.compiled.compiled
 def compiled(p):
     if p.batch == 3:
         raise RuntimeError("this run raises")

@@ -3,6 +3,8 @@
 Nothing here is shared with the lab but the parameter tree's names and what the options are called. Letters as in lab.transformer.
 """
 
+import math
+
 import numpy as np
 
 from lab.spec import Options
@@ -25,22 +27,84 @@ def rope(x_nNH, positions):
     return out
 
 
-def project(p, x, positions, which):
+def project(p, x, positions, which, encoding="rope"):
     """Heads of x under one projection of p; queries and keys are normalised and rotated."""
     heads = np.einsum("td,dnh->tnh", x, p[f"{which}_D{'N' if which == 'q' else 'K'}H"])
     if which == "v":
         return heads
     if p.get(f"{which}_norm_H") is not None:
         heads = norm(heads, p[f"{which}_norm_H"])
-    return rope(heads, positions)
+    return rope(heads, positions) if encoding == "rope" else heads
 
 
-def softmax_attention(q, k, v, seen):
-    """One head and one query at a time; `seen[i, j]`: query i may look at key j."""
+def sinusoids(positions, D):
+    """Vaswani et al. 2017: PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(pos / 10000^(2i/D))."""
+    return np.array([[(math.cos if c % 2 else math.sin)(p / 10_000.0 ** (2 * (c // 2) / D)) for c in range(D)]
+                     for p in positions]).reshape(len(positions), D)  # fmt: skip
+
+
+def alibi_slopes(heads):
+    """As the authors' code has them (ofirpress/attention_with_linear_biases, get_slopes)."""
+
+    def power_of_2(n):
+        start = 2 ** (-(2 ** -(math.log2(n) - 3)))
+        return [start * start**i for i in range(n)]
+
+    if math.log2(heads).is_integer():
+        return power_of_2(heads)
+    closest = 2 ** math.floor(math.log2(heads))
+    return power_of_2(closest) + alibi_slopes(2 * closest)[0::2][: heads - closest]
+
+
+def t5_bucket(relative_position, bidirectional, num_buckets=32, max_distance=128):
+    """mesh_tensorflow's _relative_position_bucket, for one pair; relative_position is the key's less the query's."""
+    bucket, n = 0, -relative_position
+    if bidirectional:
+        num_buckets //= 2
+        bucket += num_buckets if n < 0 else 0
+        n = abs(n)
+    else:
+        n = max(n, 0)
+    max_exact = num_buckets // 2
+    if n < max_exact:
+        return bucket + n
+    large = max_exact + int(math.log(n / max_exact) / math.log(max_distance / max_exact) * (num_buckets - max_exact))
+    return bucket + min(large, num_buckets - 1)
+
+
+def added(encoding, table_NR, at_q, at_k, heads, bidirectional):
+    """[N, T, S]: what is added to scores, pair by pair."""
+    out = np.zeros((heads, len(at_q), len(at_k)))
+    if encoding in ("alibi", "t5"):
+        slopes = alibi_slopes(heads)
+        for i, at_i in enumerate(at_q):
+            for j, at_j in enumerate(at_k):
+                if encoding == "alibi":
+                    out[:, i, j] = [-slope * abs(at_i - at_j) for slope in slopes]
+                else:
+                    out[:, i, j] = table_NR[:, t5_bucket(at_j - at_i, bidirectional)]
+    return out
+
+
+def may_see(at_q, at_k, turn=None, window=None):
+    """Pair by pair. turn: None where all see all, 1 where keys ahead are unseen."""
+    return np.array(
+        [
+            [(turn is None or j // turn <= i // turn) and (window is None or abs(i - j) < window) for j in at_k]
+            for i in at_q
+        ],
+        bool,
+    ).reshape(len(at_q), len(at_k))
+
+
+def softmax_attention(q, k, v, seen, bias=None):
+    """One head and one query at a time; `seen[i, j]`: query i may look at key j; bias [N, T, S] is added to the scores."""
     out = np.zeros_like(q)
+    if not len(q):
+        return out
     group = q.shape[1] // k.shape[1]
     for head in range(q.shape[1]):
-        scores = q[:, head] @ k[:, head // group].T / np.sqrt(q.shape[-1])
+        scores = q[:, head] @ k[:, head // group].T / np.sqrt(q.shape[-1]) + (0 if bias is None else bias[head])
         scores = np.where(seen, scores, -np.inf)
         weight = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[:, head] = weight / weight.sum(axis=1, keepdims=True) @ v[:, head // group]
@@ -130,58 +194,105 @@ def concatenated(params, tokens_n, inputs: int, *, bidirectional_inputs: bool):
     return norm(x, np.asarray(stack["norm_D"], np.float64)) @ table.T
 
 
+def top(options, stack, x):
+    """What a stack hands on."""
+    if options.norm_place == "post":
+        assert "norm_D" not in stack
+        return x
+    return normalised(options.norm, x, np.asarray(stack["norm_D"], np.float64))
+
+
+def capped(options, logits):
+    return logits if options.logit_softcap is None else options.logit_softcap * np.tanh(logits / options.logit_softcap)
+
+
+def entering(options, params, name, tokens, at):
+    """A stream before its first layer: rows of tokens, and of positions, which are of width D whatever tables are made of."""
+    table = table_of(params, name)
+    D = table.shape[1]
+    x = table[tokens] * np.sqrt(D)
+    if options.encoding == "learned":
+        return x + np.asarray(params["place_AD"], np.float64)[at] * np.sqrt(D)
+    return x + sinusoids(at, D) if options.encoding == "sinusoidal" else x
+
+
 def two_streams(structure, params, inputs_S, targets_T, *, options=DEFAULT, depths=None):
     """The definition of every structure, stream by stream: logits of the inputs' and of the targets' positions. depths: of
     both stacks, where their layers share weights."""
-    table = table_of(params, "embedding")
-    scale = np.sqrt(table.shape[1])
-    x, y = table[inputs_S] * scale, table_of(params, "target_embedding")[targets_T] * scale
-    S, T = len(x), len(y)
+    S, T, encoding, window = len(inputs_S), len(targets_T), options.encoding, options.window
     at_x, at_y = np.arange(S), np.arange(T) + (0 if options.positions == "restart" else S)
-    lower = np.tril(np.ones((T, T), bool))
-    everything = np.ones((T, S), bool)
+    x = entering(options, params, "embedding", inputs_S, at_x)
+    y = entering(options, params, "target_embedding", targets_T, at_y)
+    behind = np.arange(S, S + T)  # where targets stand, wherever their positions start
+    lower = may_see(behind, behind, 1, window)
+    everything = np.ones((T, S), bool) if structure.cross != "merged" else may_see(behind, at_x, 1, window)
+    seen_x = may_see(at_x, at_x, 1 if structure.inputs == "causal" else options.turn, window)
     both = np.concatenate([everything, lower], axis=1)
-    seen_x = np.tril(np.ones((S, S), bool)) if structure.inputs == "causal" else np.ones((S, S), bool)
     xs, ys = (params["shared"],) * 2 if "shared" in params else (params["input"], params["target"])
-
     depth_x, depth_y = depths or (depth_of(xs), depth_of(ys))
 
-    def top(stack, x):
-        if options.norm_place == "post":
-            assert "norm_D" not in stack
-            return x
-        return normalised(options.norm, x, np.asarray(stack["norm_D"], np.float64))
+    N, ahead = ys["layers"]["attn"]["q_DNH"].shape[2], structure.inputs == "bidirectional"
+    bias_x = added(encoding, xs.get("relative_NR"), at_x, at_x, N, ahead)
+    of_y = (encoding, ys.get("relative_NR"))
+    ahead = ahead and xs is ys
+    bias_y, to_x = added(*of_y, behind, behind, N, ahead), added(*of_y, behind, at_x, N, ahead)
+    cross, bias_both = to_x if encoding == "alibi" else None, np.concatenate([to_x, bias_y], axis=2)
 
-    def reading(projections, p_of_memory, memory_at, at, seen, h, own=True):
+    def reading(projections, p_of_memory, memory_at, at, seen, bias, h, own=True):
         """Attention of h over the memory, and over itself."""
-        q = project(projections, h, at, "q")
+        q = project(projections, h, at, "q", encoding)
         parts = [] if p_of_memory is None else [(p_of_memory, memory_at)]
         parts += [(h, at)] if own else []
-        k, v = (np.concatenate([project(projections, *part, which) for part in parts]) for which in "kv")
-        return out(projections, softmax_attention(q, k, v, seen))
+        k, v = (np.concatenate([project(projections, *part, which, encoding) for part in parts]) for which in "kv")
+        return out(projections, softmax_attention(q, k, v, seen, bias))
 
-    entering = []  # what enters each layer's input attention: the stream after that layer's norm, if one stands there
+    into = []  # what enters each layer's input attention: the stream after that layer's norm, if one stands there
     for index in range(depth_x):
         p = layer_of(xs, index)
-        entering.append(x if options.norm_place == "post" else normalised(options.norm, x, p["attn_norm_D"]))
+        into.append(x if options.norm_place == "post" else normalised(options.norm, x, p["attn_norm_D"]))
         x = layer(options, p, x, {
-            "attn": lambda h, p=p: reading(p["attn"], None, None, at_x, seen_x, h),
+            "attn": lambda h, p=p: reading(p["attn"], None, None, at_x, seen_x, bias_x, h),
             "mlp": lambda h, p=p: mlp(p["mlp"], h, options.mlp),
         })  # fmt: skip
-    top_x = top(xs, x)
+    top_x = top(options, xs, x)
 
     for index in range(depth_y):
         p = layer_of(ys, index)
-        memory = top_x if structure.memory == "final" else entering[index]
+        memory = top_x if structure.memory == "final" else into[index]
         if structure.cross == "merged":
-            attention = {"attn": lambda h, p=p, m=memory: reading(p["attn"], m, at_x, at_y, both, h)}
+            attention = {"attn": lambda h, p=p, m=memory: reading(p["attn"], m, at_x, at_y, both, bias_both, h)}
         else:
             reader = p["cross"] if structure.cross == "separate" else p["attn"]
             attention = {
-                "attn": lambda h, p=p: reading(p["attn"], None, None, at_y, lower, h),
-                "cross": lambda h, r=reader, m=memory: reading(r, m, at_x, at_y, everything, h, own=False),
+                "attn": lambda h, p=p: reading(p["attn"], None, None, at_y, lower, bias_y, h),
+                "cross": lambda h, r=reader, m=memory: reading(r, m, at_x, at_y, everything, cross, h, own=False),
             }
         y = layer(options, p, y, attention | {"mlp": lambda h, p=p: mlp(p["mlp"], h, options.mlp)})
-    head, cap = table_of(params, "head"), options.logit_softcap
-    logits = top_x @ head.T, top(ys, y) @ head.T
-    return logits if cap is None else tuple(cap * np.tanh(part / cap) for part in logits)
+    head = table_of(params, "head")
+    return capped(options, top_x @ head.T), capped(options, top(options, ys, y) @ head.T)
+
+
+def learned_mixing(structure, params, inputs_S, targets_T, *, options, depth):
+    """One sequence whose tokens a matrix mixes in attention's place; logits of every position. Encoder-only has inputs alone."""
+    S, n = len(inputs_S), len(inputs_S) + len(targets_T)
+    at = np.arange(n)
+    seen = may_see(at, at, 1, options.window)
+    if structure.inputs == "bidirectional":
+        seen[:S, :S] = may_see(at[:S], at[:S], options.turn, options.window)
+    z = np.concatenate([entering(options, params, "embedding", inputs_S, at[:S]),
+                        entering(options, params, "target_embedding", targets_T, at[S:])])  # fmt: skip
+    stack = params["input" if structure.encoder_only else "shared"]
+
+    def mixing(p, h):
+        v = np.einsum("td,dkh->tkh", h, p["v_DKH"])
+        weights = p["mix_NAA"][:, :n, :n] * seen
+        v = np.repeat(v, len(weights) // v.shape[1], axis=1)
+        return out(p, np.einsum("nts,snh->tnh", weights, v))
+
+    for index in range(depth):
+        p = layer_of(stack, index)
+        z = layer(options, p, z, {
+            "attn": lambda h, p=p: mixing(p["attn"], h),
+            "mlp": lambda h, p=p: mlp(p["mlp"], h, options.mlp),
+        })  # fmt: skip
+    return capped(options, top(options, stack, z) @ table_of(params, "head").T)

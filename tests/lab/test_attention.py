@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import flop_counter
-from lab import attention
 from lab.attention import ATTENTION, ROWS, attend
 from reference_models import softmax_attention
 
@@ -117,10 +116,11 @@ def test_fused_fills_queries_up_from_the_left(T, monkeypatch):
     """cuDNN aligns its causal rule top-left; on its shapes and dtype it is called, here by a stand-in of its rule."""
     called = []
 
-    def top_left(q, k, v, *, is_causal, implementation):
+    def top_left(q, k, v, *, is_causal, implementation, local_window_size):
+        assert local_window_size is None
         called.append((q.shape, implementation))
         assert is_causal and q.shape[1] == k.shape[1]
-        return attention.reference(q, k, v, causal=True)
+        return attend(q, k, v, causal=True)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", top_left)
     q, k, v, _ = made((2, T, 6, 2, 2, 8), jnp.bfloat16)

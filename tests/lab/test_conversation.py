@@ -37,21 +37,8 @@ def zeros(shapes):
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-# Replies stay in decoder-only models alone, and not where positions restart.
-TALKS = [
-    *((structure, Options()) for structure in ALL_TWO_STREAM),
-    (STRUCTURES["decoder_only"], RESTART),
-    *((structure, options) for options in OTHERS for structure in ALL_TWO_STREAM),
-]
-TALKED = [
-    pytest.param(structure, options, marks=pytest.mark.slow if options in OTHERS and index % 7 else ())
-    for index, (structure, options) in enumerate(TALKS)
-]
-
-
-@pytest.mark.parametrize(("structure", "options"), TALKED, ids=lambda v: str(v) if isinstance(v, Options) else v.name)
-def test_flops_and_bytes_of_a_conversation_are_those_of_its_programs(structure, options, monkeypatch):
-    """Every program that a conversation calls is walked, and answers with zeros: none is compiled."""
+def counted_programs(monkeypatch):
+    """A list that the name and FLOPs of every program join that a conversation calls; none is compiled, all answer zeros."""
     walked: list[tuple[str, int]] = []
 
     def counted(name):
@@ -68,6 +55,25 @@ def test_flops_and_bytes_of_a_conversation_are_those_of_its_programs(structure, 
 
     for name in ("prefill", "extend", "next_tokens"):
         monkeypatch.setattr(lab.conversation, name, counted(name))
+    return walked
+
+
+# Replies stay in decoder-only models alone, and not where positions restart.
+TALKS = [
+    *((structure, Options()) for structure in ALL_TWO_STREAM),
+    (STRUCTURES["decoder_only"], RESTART),
+    *((structure, options) for options in OTHERS for structure in ALL_TWO_STREAM),
+]
+TALKED = [
+    pytest.param(structure, options, marks=pytest.mark.slow if options in OTHERS and index % 7 else ())
+    for index, (structure, options) in enumerate(TALKS)
+]
+
+
+@pytest.mark.parametrize(("structure", "options"), TALKED, ids=lambda v: str(v) if isinstance(v, Options) else v.name)
+def test_flops_and_bytes_of_a_conversation_are_those_of_its_programs(structure, options, monkeypatch):
+    """Every program that a conversation calls is walked, and answers with zeros: none is compiled."""
+    walked = counted_programs(monkeypatch)
     shape, turns, user, reply, batch = GROUPED, 3, 4, 3, 2
     model = model_of(structure, shape, options)
     talk = Conversation(model, model.abstract(), sep=SEP, choices=SEP)

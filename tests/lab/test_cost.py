@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flop_counter
-import lab.transformer
+import lab.layers
 from lab import cost
 from lab.attention import attend
 from lab.data.tokenizers import TOKENIZERS
@@ -85,17 +85,17 @@ def test_counts_equal_the_program(case: Run, scan: bool):
 
 
 @functools.cache
-def attended_pairs(T: int, S: int, causal: bool) -> int:
+def attended_pairs(T: int, S: int, **rule) -> int:
     """Every key is perturbed in turn: the queries whose output changes attend to it."""
     rng = np.random.default_rng(0)
     q, k, v = (np.float32(rng.normal(size=(1, n, 1, 4))) for n in (T, S, S))
-    out = attend(q, k, v, causal=causal)
+    out = attend(q, k, v, **rule)
     noticed = 0
     for j in range(S):
         moved_k, moved_v = k.copy(), v.copy()
         moved_k[:, j] += 0.5
         moved_v[:, j] += 1.0
-        change = np.abs(attend(q, moved_k, moved_v, causal=causal) - out)
+        change = np.abs(attend(q, moved_k, moved_v, **rule) - out)
         noticed += int(np.any(change > 1e-4, axis=(0, 2, 3)).sum())
     return noticed
 
@@ -104,15 +104,15 @@ def test_exact_is_dense_less_the_pairs_that_are_not_attended(case: Run, monkeypa
     """The attentions that the model makes are noted while it is traced, and each one's pairs are counted by force."""
     calls = []
 
-    def watched(q, k, v, *, causal, how, segments):
+    def watched(q, k, v, *, causal, how, segments, turn=1, window=None, **rest):
         assert segments is None
-        calls.append((q.shape[1], k.shape[1], causal))
-        return attend(q, k, v, causal=causal, how=how)
+        calls.append((q.shape[1], k.shape[1], dict(causal=causal, turn=turn, window=window)))
+        return attend(q, k, v, causal=causal, how=how, turn=turn, window=window, **rest)
 
-    monkeypatch.setattr(lab.transformer, "attend", watched)
+    monkeypatch.setattr(lab.layers, "attend", watched)
     p = program(case, REFERENCE)
     jax.eval_shape(functools.partial(token_losses, p.model, p.forms[0]), p.model.abstract(), shapes(p.forms, (1,)))
-    unattended = sum(T * S - attended_pairs(T, S, causal) for T, S, causal in calls)
+    unattended = sum(T * S - attended_pairs(T, S, **rule) for T, S, rule in calls)
     counted, pair = cost.forward(*of(case)), 4 * case.shape.N * case.shape.H
     assert counted["exact"] == counted["dense"] - pair * unattended
     assert cost.train_step(case, V)["exact"] == cost.train_step(case, V)["dense"] - 3 * case.batch * pair * unattended

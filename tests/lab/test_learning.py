@@ -15,7 +15,7 @@ from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
 from lab.forms import forms
 from lab.objectives import Batch, build
-from lab.optimizers import Hyperparameters
+from lab.optimizers import hyperparameters
 from lab.program import initial_optimizer, program, train_step
 from lab.spec import Objective, Optimizer, Shape
 from lab.structure import ALL_TWO_STREAM, LADDER
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 BYTES = TOKENIZERS["bytes"]
 SMALL = Shape(D=32, F=64, N=2, K=2, H=16, L=2, L_input=2)
 TOGETHER = 50  # steps of one call: divides all numbers of them but 20, so that there is one program a structure
-HYPER = Hyperparameters.of(Optimizer(learning_rate=1.0, weight_decay=0.0))
+HYPER = hyperparameters(Optimizer(learning_rate=1.0, weight_decay=0.0), steps=1, seed=0)
 
 
 def losses(run, batches, rate, seed=0):

@@ -6,29 +6,36 @@ import pytest
 
 from lab import hardware, memory
 from lab.attention import ROWS
+from lab.compiled import compiled
 from lab.execution import Execution
-from lab.program import compiled, program
+from lab.program import program
 from lab.spec import Objective, Options
 from runs import make_run
 from sweeps.ladder import shape
 
 V = 260
 PLAIN = Execution(steps_per_dispatch=2, scan=False)
-OTHER = Options(mlp="geglu", norm="layer", norm_place="sandwich", share_layers=True)
+OTHER = dict(mlp="geglu", norm="layer", norm_place="sandwich", share_layers=True)
 CASES = {
     "unrolled": ("decoder_only", dict(L=2), dict()),
     "loss on all, reference attention": ("decoder_only", dict(L=2, loss="all"), dict(attention="reference")),
     "encoder-decoder, scan": ("encoder_decoder", dict(S=96, T=32), dict(scan=True)),
     "prefix, scan and remat": ("prefix_lm", dict(S=128, T=128), dict(scan=True, remat=True)),
     "tied cross-attention, microbatches": ("tied_cross", dict(L=2, S=32, T=96), dict(microbatches=2)),
-    "encoder-decoder, scan, other options": ("encoder_decoder", dict(S=96, T=32, options=OTHER), dict(scan=True)),
+    "window": pytest.param("decoder_only", dict(S=192, T=64, window=32), dict(), marks=pytest.mark.slow),
+    "learned mixing": pytest.param(
+        "prefix_lm", dict(mixing="dense", encoding="none", qk_norm=False), dict(), marks=pytest.mark.slow
+    ),
+    "encoder-decoder, scan, other options": ("encoder_decoder", dict(S=96, T=32, **OTHER), dict(scan=True)),
     "encoder only, scan": ("encoder_only", dict(name="masked_lm", S=128, T=16), dict(scan=True)),
 }
 
 
-def sized(structure="decoder_only", *, D=64, L=4, batch=16, options=None, **objective):
-    objective = Objective(**{"S": 64, "T": 64, **objective})
-    return make_run(structure, shape=shape(D, L), options=options or Options(), objective=objective, batch=batch)
+def sized(structure="decoder_only", *, D=64, L=4, batch=16, **given):
+    """given: of the objective, or options."""
+    options = {name: given.pop(name) for name in vars(Options()).keys() & given}
+    objective = Objective(**{"S": 64, "T": 64, **given})
+    return make_run(structure, shape=shape(D, L), objective=objective, options=Options(**options), batch=batch)
 
 
 @pytest.mark.parametrize(("structure", "objective", "settings"), CASES.values(), ids=CASES)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from lab import mesh, records
+from lab.compiled import compiled
 from lab.data import describe
 from lab.execution import Execution
 from lab.mesh import ONE_DEVICE, Mesh
-from lab.program import abstract_state, compiled, program
+from lab.program import abstract_state, program
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Seed, Shape
 from lab.structure import LADDER, STRUCTURES
 from lab.train import train, train_together
@@ -121,6 +122,24 @@ def test_every_structure_on_many_devices(name, alone, tmp_path):
     run = wide_run(STRUCTURES[name], **objective)
     many = train(run, tmp_path / "many", execution=TWO_STEPS, on=Mesh(data=2, fsdp=2, tensor=2))
     np.testing.assert_allclose(outcome(many), outcome(alone(run)), rtol=3e-6)
+
+
+@EIGHT
+@pytest.mark.parametrize(
+    "name", ["adafactor", "muon", "soap", "schedule_free_adamw", "sophia_g", "sophia_h", "prodigy"]
+)
+def test_optimizers_on_many_devices(name, alone, tmp_path):
+    """Those whose states are more than moments of the parameters' shapes; the matrices of SOAP's are cut as well."""
+    schedule = "constant" if name == "schedule_free_adamw" else "cosine"
+    optimizer = Optimizer(name=name, learning_rate=0.5 if name == "prodigy" else 3e-3, schedule=schedule)
+    run, on = wide_run(optimizer=optimizer), Mesh(data=2, fsdp=2, tensor=2)
+    many = train(run, tmp_path / "many", execution=TWO_STEPS, on=on)
+    # In a basis of gradients that hardly have all directions yet, SOAP makes rounding large: as much so where only sums differ.
+    np.testing.assert_allclose(outcome(many), outcome(alone(run)), rtol=2e-3 if name == "soap" else 1e-4)
+    if name == "soap":
+        state = compiled(program(run, TWO_STEPS, on=on)).init(0)["optimizer"][1].inner_states["matrix"].inner_state
+        rows = state.sides["shared"]["layers"]["attn"]["q_DNH"]["rows_DD"]
+        assert rows.shape == (2, 16, 16) and rows.addressable_shards[0].data.shape == (2, 8, 16)
 
 
 @EIGHT

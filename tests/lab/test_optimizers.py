@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lab import cost
 from lab.execution import Execution
 from lab.ledger import Ledger
-from lab.optimizers import Hyperparameters, adamw, decay_mask, learning_rate
+from lab.optimizers import OPTIMIZERS, decay_mask, hyperparameters, learning_rate
 from lab.program import program
 from lab.spec import Budget, Optimizer
 from runs import make_run
@@ -28,7 +28,7 @@ def test_adamw_is_its_published_update():
     rng = np.random.default_rng(0)
     p = {"target": {"layers": {"q_DNH": rng.normal(size=(3, 4))}}, "embedding_VD": rng.normal(size=(5,))}
     ours = jax.tree.map(jnp.float32, p)
-    optimizer = adamw(Hyperparameters.of(settings), settings.learning_rate)
+    optimizer = OPTIMIZERS["adamw"](hyperparameters(settings, steps=5, seed=0), settings.learning_rate, None)
     state = optimizer.init(ours)
     leaves, tree = jax.tree.flatten(p)
     m, v = [np.zeros_like(x) for x in leaves], [np.zeros_like(x) for x in leaves]

@@ -9,7 +9,7 @@ import pytest
 
 import reference_models as reference
 from lab.execution import Execution
-from lab.layers import rotate
+from lab.positions import rotate
 from lab.program import program
 from lab.serving import bucket, decode, extend, logits, prefill
 from lab.spec import Objective, Options, Shape

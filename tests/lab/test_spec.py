@@ -116,7 +116,7 @@ def dials(**changed):
         (lambda: Optimizer(learning_rate=1.0, decay=0.2), "cosine decays from the end of warm-up"),
         (lambda: Optimizer(learning_rate=1.0, schedule="cosin"), "use one of cosine, linear, wsd"),  # type: ignore[arg-type]
         (lambda: Budget(amount=-1.0), r"budget\.amount = -1\.0"),
-        (lambda: Budget(unit="hours", amount=1.0), "use one of flops, tokens, steps"),  # type: ignore[arg-type]
+        (lambda: Budget(unit="hours", amount=1.0), "use one of flops, reference_seconds, tokens, steps"),  # type: ignore[arg-type]
         (lambda: Data(manifest="abc", train_tokens=5), r"data\.manifest"),
         (lambda: Options(mlp="glu"), r"options\.mlp = 'glu': use one of swiglu, geglu, gelu, relu, relu2"),  # type: ignore[arg-type]
         (lambda: Options(norm="batch"), r"options\.norm = 'batch': use one of rms, layer, scale"),  # type: ignore[arg-type]

@@ -143,19 +143,19 @@ def test_causal_inputs_see_no_later_input(structure):
     p = program(run, replace(UNROLLED, attention="reference"))
     params = perturbed(p.model.init(0))
     reached = []
-    import lab.transformer as transformer
+    import lab.layers as layers
 
-    def watch(q, k, v, *, causal, how, segments):
+    def watch(q, k, v, *, causal, **rest):
         if q.shape[1] == k.shape[1] == 6:
             reached.append(causal)
-        return real(q, k, v, causal=causal, how=how, segments=segments)
+        return real(q, k, v, causal=causal, **rest)
 
-    real, transformer.attend = transformer.attend, watch
+    real, layers.attend = layers.attend, watch
     try:
         _, batch = some_batch(run)
         token_losses(p.model, p.forms[0], params, batch)
     finally:
-        transformer.attend = real
+        layers.attend = real
     layers = run.shape.L - (structure.memory == "same")
     assert reached == [structure.inputs == "causal"] * layers
 

@@ -15,6 +15,7 @@ import sweeps
 from lab import cost
 from lab.data import describe
 from lab.execution import Execution
+from lab.forms import Course
 from lab.memory import predict
 from lab.program import loss_and_gradient, program, program_key, shapes
 from lab.spec import Evaluation, Objective, Options, from_json
@@ -65,15 +66,20 @@ def test_every_shipped_study_plans_what_the_program_costs(every):
                 continue
             p = program(row.run, Execution(steps_per_dispatch=1, scan=True, attention="reference"))
             if p.key not in seen:
-                seen[p.key] = flop_counter.count(
-                    lambda params, b, p=p: loss_and_gradient(p, params, b),
-                    p.model.abstract(),
-                    shapes(p.forms, (row.run.batch,)),
-                )
+                seen[p.key] = [
+                    flop_counter.count(
+                        lambda params, b, p=p, form=form: loss_and_gradient(p, params, b, form),
+                        p.model.abstract(),
+                        shapes([form], (row.run.batch,)),
+                    )
+                    for form in p.forms
+                ]
                 parts = (row.run.structure, row.run.shape, row.run.options, row.run.objective, V)
                 counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(p.model.abstract()))
                 assert counted == cost.parameters(*parts).total
-            assert row.planned["dense"] == seen[p.key] * row.planned["steps"]
+            steps, course = row.planned["steps"], Course(row.run.objective, row.run.seed.data)
+            counts = [steps] if len(p.forms) == 1 else course.counts(steps)
+            assert row.planned["dense"] == sum(n * one for n, one in zip(counts, seen[p.key], strict=True))
 
 
 def test_arms_of_a_cell_spend_alike_and_share_what_must_be_shared(mine):

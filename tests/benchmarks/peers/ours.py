@@ -4,11 +4,12 @@ import jax
 import numpy as np
 
 from lab import hardware
+from lab.compiled import compiled
 from lab.data.tokenizers import TOKENIZERS
 from lab.forms import forms
 from lab.objectives import build
-from lab.optimizers import Hyperparameters
-from lab.program import compiled, program
+from lab.optimizers import hyperparameters
+from lab.program import program
 from peers.case import RATE, Case, V
 
 
@@ -26,7 +27,8 @@ class Trainer:
             jax.tree.map(lambda *arrays: np.stack(arrays), *(made[(first + i) % count] for i in range(self.k)))
             for first in range(count)
         ]
-        self.rates, self.hyper = np.full(self.k, RATE, np.float32), Hyperparameters.of(run.optimizer)
+        self.rates = np.full(self.k, RATE, np.float32)
+        self.hyper = hyperparameters(run.optimizer, steps=self.k, seed=0)
         self.taken = 0
 
     def steps(self, count: int):
