@@ -15,6 +15,7 @@ from analysis.compare import Compared, Difference, Reading, Verdict
 from analysis.crossing import COLUMNS, Crossing, crossing, frontier, measured_draws
 from analysis.fit import DELTA, LEAST_SQUARES, Fit, fit_law
 from analysis.frame import compact, finished, load
+from analysis.guards import Case, find
 from analysis.isoflop import Minima, Minimum, minima
 from analysis.noise import LackOfFit, Noise
 from analysis.outlook import Outlook, outlook
@@ -347,7 +348,16 @@ def _caveats(
         said.append(
             f"Runs were made on different devices ({', '.join(sorted(map(str, runs['device'].dropna().unique())))})."
         )
-    return [*said, *(str(note) for note in study.get("notes", []))]
+    return [*said, *flagged(frame)]
+
+
+def flagged(frame: pd.DataFrame) -> list[str]:
+    """The plan's notes, and before them what guards flag that is not among them. What guards refuse is refused as the verdict
+    of its arm, or was by the plan."""
+    study = frame.attrs["study"]
+    notes = [str(note) for note in study.get("notes", [])]
+    found = find(Case(study=study, rows=frame.to_dict("records")))
+    return [*(one.reason for one in found if one.severity == "flag" and one.reason not in notes), *notes]
 
 
 def _law_against_measured(compared: Compared, gaps: dict[str, np.ndarray], compute: np.ndarray) -> list[str]:

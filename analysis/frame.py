@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from analysis.guards import facts
 from lab import plan_file, records, spec
 
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
@@ -25,8 +26,8 @@ def load(path: str | Path, *, damaged: Literal["refuse", "keep"] = "refuse") -> 
     counts only as it was published: its SHA-256 stands in the run's history, where it has one (`lab train` writes none).
     Losses are nats per target token on held-out text and are NaN unless the run is done. `flops_*`, `tokens_seen` and `steps`
     are what was spent, and NaN where there is no result; `planned_*` is always there. `D` and `L` are the model's width and
-    depth, `S` and `T` its input and target length, `measure` and `corpus` what the loss is of, `examples` the training
-    examples seen. Arms that share a run (A/A) each have a row with the same run_id.
+    depth, `S` and `T` its input and target length, `measure` and `corpus` what the loss is of (analysis.guards.facts),
+    `examples` the training examples seen. Arms that share a run (A/A) each have a row with the same run_id.
     `attrs["study"]` is the plan's study. Raises ValueError, naming the file and the way out, for records that are torn, were
     changed, disagree with the plan, or are of another schema.
     """
@@ -119,30 +120,12 @@ def _columns(where: Path, row: dict[str, Any], run: spec.Run, result: dict[str, 
         **{f"flops_{name}": spent.get(name, number) for name in CONVENTIONS},
         **{f"planned_{name}": row["planned"][name] for name in SPENT},
         **{f"parameters_{name}": parameters.get(name, number) for name in ("total", "body", "embedding")},
-        "D": run.shape.D,
-        "L": run.shape.L,
-        "S": run.objective.S,
-        "T": run.objective.T,
-        "objective": run.objective.name,
-        "loss_on": run.objective.loss,
-        "measure": run.measure,
-        "corpus": run.data.manifest,
-        "tokenizer": run.data.tokenizer,
-        "evaluation_examples": run.evaluation.examples,
-        "structure": run.structure.name,
-        "cross": run.structure.cross,
-        "stacks": run.structure.stacks,
-        "memory": run.structure.memory,
-        "inputs": run.structure.inputs,
+        **facts(run),
         "tokens_seen": outcome.get("tokens_seen", number),
         "target_tokens": outcome.get("target_tokens", number),
         "examples": outcome.get("examples", number),
         "steps": outcome.get("steps", number),
         "epochs": row["epochs"],
-        "learning_rate": row["learning_rate"],
-        "batch": run.batch,
-        "seed_init": run.seed.init,
-        "seed_data": run.seed.data,
         "seconds": measured.get("seconds", number),
         "tokens_per_second": measured.get("tokens_per_second", number),
         "exact_flops_per_second": measured.get("exact_flops_per_second", number),

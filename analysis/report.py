@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported where they are used, so that `import analysis` loa
     from analysis.refusal import Refused
 
 PAGE, VERDICT, TABLE, SUMMARY = "report.html", "verdict.json", "runs.csv", "summary.txt"
+NOT_IN_TABLE = ["loss_per_position", "versions", "seconds_by_part", "masks", "model"]
 
 
 def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -28,15 +29,17 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
     Returns the page's path. Runs that are missing, failed or diverged are named on the page, and what can not be said
     without them is refused there. Raises ValueError for records that can not be read.
     """
+    if _asks_gains(study_dir):
+        from analysis import gains_report
+
+        return gains_report.report(study_dir, out)
     from analysis import plots
     from analysis.answer import analyse
 
     answer = analyse(study_dir)
     directory = Path(out) if out is not None else Path(study_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    answer.frame.drop(columns=["loss_per_position", "versions", "seconds_by_part"]).to_csv(
-        directory / TABLE, index=False
-    )
+    answer.frame.drop(columns=NOT_IN_TABLE).to_csv(directory / TABLE, index=False)
     records.write_json(directory / VERDICT, verdict_json(answer))
     (directory / SUMMARY).write_text(text(answer) + "\n", encoding="utf-8")
     plots.save(plots.headline(answer), directory / "headline.png")
@@ -48,9 +51,20 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
 
 def summary(study_dir: str | Path) -> str:
     """The verdicts, the table of differences and the caveats as plain text."""
+    if _asks_gains(study_dir):
+        from analysis import gains, gains_report
+
+        return gains_report.text(gains.analyse(study_dir))
     from analysis.answer import analyse
 
     return text(analyse(study_dir))
+
+
+def _asks_gains(study_dir: str | Path) -> bool:
+    """Whether the study asks if arms train faster, which has a page of its own."""
+    from lab import plan_file
+
+    return plan_file.read(Path(study_dir))["study"].get("gains") is not None
 
 
 def text(answer: Answer) -> str:
@@ -210,12 +224,12 @@ def render(answer: Answer) -> str:
         parameters=parameter_intervals(answer),
         curves={arm: (fit, isinstance(fit, Fit)) for arm, fit in answer.curves.items()},
         crossings={arm: getattr(value, "reason", None) or str(value) for arm, value in answer.crossings.items()},
-        runs=_run_rows(answer.frame),
+        runs=run_rows(answer.frame),
         facts=facts(answer),
     )
 
 
-def _run_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
+def run_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
     def number(value: Any, form: str) -> str:
         return "" if value is None or value != value else format(value, form)
 
@@ -242,8 +256,11 @@ def _run_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def facts(answer: Answer) -> list[tuple[str, str]]:
+    return how_made(answer.frame, answer.baseline)
+
+
+def how_made(frame: pd.DataFrame, baseline: str) -> list[tuple[str, str]]:
     """What was used to make the runs: data, versions, devices, totals, speed."""
-    frame, baseline = answer.frame, answer.baseline
     runs = frame.drop_duplicates("run_id")
     data = frame.attrs["study"]["data"]
     versions = {f"{name} {version}" for row in runs["versions"].dropna() for name, version in row.items()}

@@ -17,8 +17,8 @@ from lab.memory import Memory, predict
 from lab.plan_file import Rows
 from lab.spec import Run, Seed, to_json
 from lab.structure import canonical
-from sweeps import ladder, match
-from sweeps.study import TUNING_SEEDS, Study
+from sweeps import guards, ladder, match
+from sweeps.study import OWN, TUNING_SEEDS, Study
 from sweeps.tune.chosen import Chosen, chosen, described
 
 # Muennighoff et al. 2023: up to four epochs, repeated text is worth nearly as much as new text.
@@ -103,7 +103,7 @@ class Plan:
                 "baseline": study.baseline,
                 "arms": {name: describe_arm(template) for name, template in study.arms.items()},
                 "match": dataclasses.asdict(study.match),
-                "learning_rates": described(study),
+                **_asked(study),
                 "data": {
                     "corpus": data.corpus,
                     "manifest": data.manifest,
@@ -138,7 +138,7 @@ def plan(study: Study) -> Plan:
 
 def solve(study: Study) -> Plan:
     """As `plan`, with any seeds."""
-    _check_comparable(study)
+    _check_held_out(study)
     tuned = chosen(study)
     rows, unmatched, said = [], [], []
     with warnings.catch_warnings(record=True) as caught:
@@ -162,8 +162,9 @@ def solve(study: Study) -> Plan:
         )
     said += tuned.notes((row.arm, row.run) for row in rows) if tuned else []
     said += _check_epochs(study, rows)
+    said += guards.check(study.name, {"baseline": study.baseline, **_asked(study)}, rows)
     said += _left_out(study)
-    said += _same_functions(study, rows)
+    said += _same_functions(study, rows) if study.gains is None else []  # there arms are one function by design
     return Plan(study=study, runs=tuple(rows), warnings=tuple(said))
 
 
@@ -202,14 +203,17 @@ def describe_arm(template: Run) -> str:
 
 def _sized(study: Study, arm: str, rung: int, budget: float, tuned: Chosen | None) -> Run:
     """The arm's template at this rung and budget, with its steps and its learning rate solved."""
-    run = replace(study.arms[arm], shape=study.sizes_of(arm)[rung], batch=study.batch)
+    run = replace(study.arms[arm], shape=study.sizes_of(arm)[rung], batch=study.batch_of(arm))
     if study.match.quantity == "parameters":
-        base = study.arms[study.baseline]
-        shape = study.sizes_of(study.baseline)[rung]
+        baseline = study.baseline_of(arm)
+        base = study.arms[baseline]
+        shape = study.sizes_of(baseline)[rung]
         target = cost.parameters(base.structure, shape, base.options, base.objective, base.V).body
         run = replace(run, shape=match.with_parameters(run, target, run.V, study.match.tolerance))
+    if study.gains is not None:
+        budget *= study.gains.controls.get(arm, 1.0)
     run = match.set_budget(run, budget, quantity=study.match.quantity, convention=study.match.convention)
-    if isinstance(study.learning_rate, tuple):
+    if isinstance(study.learning_rate, tuple) or study.learning_rate == OWN:
         return run
     if tuned is not None:
         return tuned.applied(arm, run)
@@ -219,7 +223,10 @@ def _sized(study: Study, arm: str, rung: int, budget: float, tuned: Chosen | Non
 
 def _replicates(study: Study, arm: str, budget: int, rung: int, run: Run) -> Iterable[PlannedRun]:
     """Seeds of a cell (init and data together, the same for every arm), at each learning rate that is swept."""
-    rates = study.learning_rate if isinstance(study.learning_rate, tuple) else (run.optimizer.learning_rate,)
+    own = run.optimizer.learning_rate
+    rates = study.learning_rate if isinstance(study.learning_rate, tuple) else (own,)
+    if study.relative:
+        rates = tuple(float(f"{own * rate:.6g}") for rate in rates)
     row: PlannedRun | None = None
     for replicate in range(study.replicates(budget, rung)):
         seeded = with_seed(run, replicate)
@@ -253,30 +260,21 @@ def planned_run(run: Run, *, arm: str, budget: float, rung: int) -> PlannedRun:
     )
 
 
-def _check_comparable(study: Study) -> None:
-    """Arms are compared on the same targets given the same inputs: all that decides them must be the same. What they are
-    trained on may differ (which tokens carry loss, which objective), as long as their losses are of one thing."""
-    base = study.arms[study.baseline]
-    for name, template in study.arms.items():
-        for what, ours, theirs in (
-            ("data", template.data, base.data),
-            ("the held-out loss", template.measure, base.measure),
-            ("evaluation", replace(template.evaluation, splits=()), replace(base.evaluation, splits=())),
-            ("precision", template.precision, base.precision),
-            ("seed", template.seed, base.seed),
-        ):
-            if ours != theirs:
-                raise ValueError(
-                    f"study {study.name}: {what} of arm {name} is {ours!r} but {theirs!r} in the baseline {study.baseline}: "
-                    "their losses are not comparable; make them equal (evaluation.splits scores every objective on text alike), "
-                    "or two studies"
-                )
-    wanted, (_, held_out) = base.evaluation.examples, count_examples(base.data, base.objective)
-    if held_out < wanted:
-        raise ValueError(
-            f"evaluation.examples = {wanted}: the held-out share ({base.data.held_out:g}) of this text has {held_out} examples "
-            f"of {base.objective.length} tokens; lower it, raise data.held_out, or use more text"
-        )
+def _asked(study: Study) -> dict[str, Any]:
+    """What guards read of the header of plan.json, beside the baseline."""
+    gains = {} if study.gains is None else {"gains": dataclasses.asdict(study.gains)}
+    against = {"against": dict(study.against)} if study.against else {}
+    return {"learning_rates": described(study), **against, **gains}
+
+
+def _check_held_out(study: Study) -> None:
+    for template in {(a.data, a.objective): a for a in study.arms.values()}.values():
+        wanted, (_, held_out) = template.evaluation.examples, count_examples(template.data, template.objective)
+        if held_out < wanted:
+            raise ValueError(
+                f"evaluation.examples = {wanted}: the held-out share ({template.data.held_out:g}) of this text has {held_out} "
+                f"examples of {template.objective.length} tokens; lower it, raise data.held_out, or use more text"
+            )
 
 
 def _check_epochs(study: Study, rows: list[PlannedRun]) -> list[str]:

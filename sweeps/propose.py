@@ -67,7 +67,7 @@ def read(directory: str | Path) -> Written:
         baseline=about["baseline"],
         budgets=tuple(sorted({row.budget for row in rows})),
         sizes={name: tuple(dict.fromkeys(row.run.shape for row in rows if row.arm == name)) for name in first},
-        batch=rows[0].run.batch,
+        batch={name: run.batch for name, run in first.items()},
         window=1,
         match=Match(**about["match"]),
         source=str(directory),
@@ -219,6 +219,8 @@ def _cell(study: Study, arm: str, shape: Shape, budget: float) -> PlannedRun:
         window=1,
         seeds=1,
         extra_seeds={},
+        against={},
+        gains=None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the whole plan's warnings are said once, by `lab plan`

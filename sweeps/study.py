@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from analysis.guards import GUARDS, baseline_of
+from lab.checks import check_integer, check_number
 from lab.data import describe
 from lab.data.locate import locate
 from lab.data.prepare import Report
@@ -23,6 +25,7 @@ from lab.structure import STRUCTURES, Structure
 
 SHIPPED = Path(__file__).parent / "studies"
 TUNINGS = Path(__file__).parent / "tunings"
+OWN = "own"  # the learning rate that is each arm's own, as its template says
 TUNED = "tuned:"  # what a learning rate begins with that is each arm's own rule, in a file that `lab tune` wrote
 # Seeds from here on are those of tuning trials, and of no study: points that were chosen are trained anew (no winner's curse).
 TUNING_SEEDS = 2**30
@@ -48,13 +51,39 @@ class Match:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gains:
+    """That arms train faster than their baseline at an equal budget: the guards (analysis.guards) refuse what makes such a claim
+    worthless, and the report is one of verdicts (analysis.gains).
+
+    margin: the least gain that matters, as a share of the baseline's budget. controls: {arm: factor}, arms that are the
+    baseline at so many times its budget, whose answer is known: 1.1 plants a gain of 10%, 1.0 none. free: arms some of whose
+    cost is not charged, which are labelled as ablations. allow: guards that flag what they would refuse, by name.
+    """
+
+    margin: float = 0.1
+    controls: Mapping[str, float] = field(default_factory=dict)
+    free: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_number("gains.margin", self.margin, 0.0, 10.0, open_low=True)
+        for arm, factor in self.controls.items():
+            check_number(f"gains.controls of {arm}", factor, 0.1, 10.0)
+        for guard in self.allow:
+            require(guard in GUARDS, "gains.allow", guard, nearest(guard, list(GUARDS)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """Arms are Run templates: shape, budget, batch, learning rate and seeds are filled in by the plan.
 
     sizes: the ladder that all arms share, or one for each arm. Budget i uses `window` neighbouring rungs from rung i
-    on, so that a shape compiles once and serves several budgets. learning_rate: a rule of sweeps.ladder, a number, several
-    to sweep, or "tuned:NAME": each arm by its own rule, as `lab tune` fitted it (a name in sweeps/rules, or a .json file).
+    on, so that a shape compiles once and serves several budgets. batch: examples a step, or those of each arm. learning_rate:
+    a rule of sweeps.ladder, a number, several to sweep, "own" for what each template says (`relative`: several multiples of
+    that), or "tuned:NAME": each arm by its own rule, as `lab tune` fitted it (a name in sweeps/rules, or a .json file).
     rules: {arm: the arm of that file whose rule it takes}, where that is another.
+    against: {arm: the arm it is compared with}, where that is not the baseline: of arms whose losses are of something else.
+    gains: the question is whether arms train faster.
     seeds: replicates of every cell; extra_seeds: {(budget index, rung index): replicates} for measuring the noise.
     """
 
@@ -64,13 +93,16 @@ class Study:
     baseline: str
     budgets: tuple[float, ...]
     sizes: tuple[Shape, ...] | Mapping[str, tuple[Shape, ...]]
-    batch: int
+    batch: int | Mapping[str, int]
     window: int = 4
     learning_rate: str | float | tuple[float, ...] = "lab"
+    relative: bool = False
     rules: Mapping[str, str] = field(default_factory=dict)
     seeds: int = 1
     extra_seeds: Mapping[tuple[int, int], int] = field(default_factory=dict)
     match: Match = field(default_factory=Match)
+    against: Mapping[str, str] = field(default_factory=dict)
+    gains: Gains | None = None
     notes: tuple[str, ...] = ()
     source: str = ""  # what `lab run` was given; `load` fills it in
 
@@ -84,6 +116,19 @@ class Study:
         require(ascending, "study.budgets", self.budgets, "give positive budgets in ascending order, each once")
         require(self.window >= 1, "study.window", self.window, "use at least 1 rung at each budget")
         require(self.seeds >= 1, "study.seeds", self.seeds, "use at least 1")
+        require(not self.relative or isinstance(self.learning_rate, tuple), "study.relative", self.relative,
+                "only several learning rates can be multiples of the arms' own")  # fmt: skip
+        for arm in (*self.against, *self.against.values(), *(self.gains.controls if self.gains else ()),
+                    *(self.gains.free if self.gains else ())):  # fmt: skip
+            require(arm in self.arms, "study.against, gains", arm, nearest(arm, list(self.arms)))
+        for arm in self.against.values():
+            require(self.baseline_of(arm) == arm, "study.against", arm, "a baseline is compared with no other arm")
+        for arm in self.gains.controls if self.gains else ():
+            base = self.baseline_of(arm)
+            remedy = f"a control is its baseline {base} at another budget: give it the same template"
+            require(arm != base and self.arms[arm] == self.arms[base], "gains.controls", arm, remedy)
+        for arm in self.arms:
+            check_integer(f"study.batch of arm {arm}", self.batch_of(arm), 1)
         for arm in self.rules:
             require(arm in self.arms, "study.rules", arm, nearest(arm, list(self.arms)))
         tuned = isinstance(self.learning_rate, str) and self.learning_rate.startswith(TUNED)
@@ -107,6 +152,16 @@ class Study:
             require(arm in self.sizes, "study.sizes", list(self.sizes), f"give the sizes of arm {arm!r} too")
             return self.sizes[arm]
         return self.sizes
+
+    def batch_of(self, arm: str) -> int:
+        if isinstance(self.batch, Mapping):
+            require(arm in self.batch, "study.batch", dict(self.batch), f"give that of arm {arm!r} too")
+            return self.batch[arm]
+        return self.batch
+
+    def baseline_of(self, arm: str) -> str:
+        """What an arm is compared with; of a baseline itself."""
+        return baseline_of({"baseline": self.baseline, "against": self.against}, arm)
 
     def rungs(self, budget: int) -> range:
         """Rungs of the ladder that the budget of this index uses."""

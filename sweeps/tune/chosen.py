@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.spec import Run
 from sweeps.ladder import LEARNING_RATES, Size
-from sweeps.study import TUNED, Study
+from sweeps.study import OWN, TUNED, Study
 from sweeps.tune.rules import Regret, Rule, Rules, Scalar, find, read, setup
 
 # Without these alike a rate says nothing about another arm's; other differences are said in a note.
@@ -94,7 +94,7 @@ class Chosen:
         """Settings of a study's arm that are not those that its rule was tuned with: name, the rule's, the study's."""
         found: dict[tuple[str, str, str], tuple[str, Scalar, Scalar]] = {}
         for arm, template in self.study.arms.items():
-            here, there = setup(replace(template, batch=self.study.batch)), self.rule(arm).setup
+            here, there = setup(replace(template, batch=self.study.batch_of(arm))), self.rule(arm).setup
             for name in here:
                 if name in there and here[name] != there[name] and name not in self.rule(arm).optimizer:
                     found[name, str(there[name]), str(here[name])] = (name, there[name], here[name])
@@ -108,7 +108,9 @@ def chosen(study: Study) -> Chosen | None:
         return None
     path = find(study.learning_rate.removeprefix(TUNED))
     found = _read_once(path, path.stat().st_mtime_ns if path.exists() else 0)
-    one = Chosen(study=study, path=path, rules=found, of={arm: study.rules.get(arm, arm) for arm in study.arms})
+    controls = study.gains.controls if study.gains else {}
+    of = {arm: study.rules.get(arm, study.baseline_of(arm) if arm in controls else arm) for arm in study.arms}
+    one = Chosen(study=study, path=path, rules=found, of=of)
     for arm, name in one.of.items():
         _check(study, arm, name, found, path)
     trials = {name: found.rules[name].trials for name in one.of.values()}
@@ -162,6 +164,8 @@ def described(study: Study) -> dict[str, Any]:
                            "regret_of_sharing": dataclasses.asdict(one.rules.regret[donor][name])}
                      for arm, name in one.of.items()},
         }  # fmt: skip
+    if rate == OWN:
+        return {"rule": rate, "rates": {arm: template.optimizer.learning_rate for arm, template in study.arms.items()}}
     if isinstance(rate, str):
         return {"rule": rate, "source": LEARNING_RATES[rate].source if rate in LEARNING_RATES else ""}
     return {"rates": list(rate)} if isinstance(rate, tuple) else {"rate": float(rate)}

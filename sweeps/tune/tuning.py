@@ -37,6 +37,8 @@ class Tuning:
     """Arms are Run templates, as in a Study; every arm is tried at every size and budget at the same `rates` (ascending, about
     evenly spaced in log rate) with the same `seeds` replicates.
 
+    relative: rates are multiples of each arm's own rate, as its template says it, for arms whose rates are of other sizes.
+    against: as in a Study, of arms whose losses are of something else.
     hold_out: a budget and a size that no rule is fitted to, where the rules are tested: give a larger size than the others.
     noise: standard deviation of one trial's loss (nats), where it is known; with seeds = 1 it has to be. moves: how often
     grids may be moved because an optimum lies at an edge. coordinates: other values to be tried at each cell's best rate, one
@@ -49,6 +51,8 @@ class Tuning:
     sizes: tuple[Shape, ...] | Mapping[str, tuple[Shape, ...]]
     batch: int
     rates: tuple[float, ...]
+    relative: bool = False
+    against: Mapping[str, str] = field(default_factory=dict)
     hold_out: tuple[float, Shape | Mapping[str, Shape]] | None = None
     seeds: int = 2
     noise: float | None = None
@@ -133,6 +137,8 @@ class Tuning:
             batch=self.batch,
             window=1,
             learning_rate=rates,
+            relative=self.relative,
+            against=self.against,
             seeds=self.seeds,
             match=self.match,
         )

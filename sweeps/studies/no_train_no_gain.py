@@ -1,0 +1,164 @@
+"""What claims to train faster: does it, when its baseline is tuned, fully decayed, and given the same budget?
+
+command    lab tune no_train_no_gain --rules sweeps/rules/no_train_no_gain.json
+           lab run no_train_no_gain && lab report no_train_no_gain
+cost       `lab plan no_train_no_gain`; smoke: 54 runs, 3 minutes on one busy CPU core
+expected   docs/no-train-no-gain.md
+
+The protocol of No Train No Gain (Kaddour et al. 2023, arXiv 2307.06440) on its two model families and a decoder-only one, in one
+plan: arms x families x three budgets, each its own fully decayed run, x seeds. An arm is one line in ARMS: what it changes of
+its family's baseline. Each family has two controls whose answer is known: the baseline again, and the baseline with a
+tenth more budget.
+
+smoke, small, gpu: all families, scaled down. bert, t5: the original's settings, at the updates that its reference times buy in 6,
+12 and 24 hours; give them text with --data (it had C4 in 32,768 and 32,128 ids).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lab import cost
+from lab.data.packed import causal_lm
+from lab.objectives import corrupted
+from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Options, Run, Shape
+from sweeps.ladder import shape
+from sweeps.study import OWN, Gains, Study, arm, corpus
+
+BASELINE, NO_OP, MORE = "adamw", "no_op", "plus_10"
+MASKED = 0.15  # of BERT's tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of model with its objective on so many tokens of text, and its baseline's optimizer."""
+
+    structure: str
+    objective: Callable[[Data, int], Objective]
+    options: Options
+    optimizer: Mapping[str, Any]  # of Optimizer, the learning rate excepted
+
+
+FAMILIES = {
+    # Cramming's one-cycle: up for half of the budget, down to 0.
+    "bert": Family(
+        structure="encoder_only",
+        objective=lambda data, text: Objective(name="masked_lm", S=text, T=round(MASKED * text)),
+        options=Options(norm="layer", mlp="geglu", qk_norm=False),
+        optimizer=dict(beta2=0.98, eps=1e-12, weight_decay=0.01, clip=0.5, schedule="linear", warmup=0.5),
+    ),
+    # nanoT5's cosine, whose warm-up begins at half of the peak there and at 0 here.
+    "t5": Family(
+        structure="encoder_decoder",
+        objective=lambda data, text: corrupted(text),
+        options=Options(mlp="geglu", qk_norm=False, tied_embeddings=False),
+        optimizer=dict(beta2=0.999, eps=1e-6, weight_decay=0.0, clip=1.0, warmup=0.15, final=1e-5),
+    ),
+    "decoder": Family(structure="decoder_only", objective=causal_lm, options=Options(), optimizer=dict(beta2=0.95)),
+}
+
+
+def _optimizer(**changes: Any) -> Callable[[Run], Run]:
+    return lambda base: replace(base, optimizer=replace(base.optimizer, **changes))
+
+
+# What each arm is, of its family's baseline. Rates are where tuning starts from.
+ARMS: dict[str, Callable[[Run], Run]] = {
+    "linear": _optimizer(schedule="linear", warmup=0.05, final=0.0),
+    "cosine": _optimizer(schedule="cosine", warmup=0.05, final=0.0),
+    "wsd": _optimizer(schedule="wsd", warmup=0.05, decay=0.2, final=0.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """shape of every family's stacks; text: tokens of an example. budgets: exact FLOPs, or `updates` of the baseline. rate: the
+    baseline's, where no rule was tuned."""
+
+    families: tuple[str, ...] = tuple(FAMILIES)
+    arms: tuple[str, ...] = tuple(ARMS)
+    shape: Shape
+    text: int
+    batch: int
+    budgets: tuple[float, ...] = ()
+    updates: tuple[int, ...] = ()
+    rate: float
+    seeds: int
+    examples: int = 512
+    learning_rate: str = OWN  # "tuned:no_train_no_gain" once its rules are there
+    settings: Mapping[str, Any] = field(default_factory=dict)  # parts of a Run
+
+
+BERT = Shape(D=768, F=1536, N=12, K=12, H=64, L=16, L_input=16)  # its 3072 is both halves of GeGLU's first product
+T5 = Shape(D=768, F=2048, N=12, K=12, H=64, L=12, L_input=12)  # v1.1's
+PRESETS = {
+    "smoke": Preset(shape=shape(16, 4), text=32, batch=2, budgets=(1e9, 2e9, 4e9), rate=0.01, seeds=2, examples=64,
+                    arms=("wsd",)),
+    "small": Preset(shape=shape(16, 4), text=64, batch=4, budgets=(1e10, 4e10, 1.6e11), rate=0.02, seeds=5),
+    "gpu": Preset(shape=shape(256, 8, head_width=64), text=256, batch=64, budgets=(1e14, 4e14, 1.6e15), rate=2e-3, seeds=5,
+                  examples=4096, settings=dict(precision="bf16")),
+    "bert": Preset(families=("bert",), shape=BERT, text=128, batch=1536, updates=(7989, 15978, 31957), rate=1e-3, seeds=3,
+                   examples=10_000, settings=dict(precision="bf16")),
+    "t5": Preset(families=("t5",), shape=T5, text=568, batch=144, updates=(20950, 41901, 83802), rate=1e-3, seeds=3,
+                 examples=10_000, settings=dict(precision="bf16")),
+}  # fmt: skip
+
+
+def templates(preset: str, data: Data) -> dict[str, Run]:
+    """Every family's baseline and arms, as "family/arm"; controls are among them."""
+    chosen, made = PRESETS[preset], {}
+    for name in chosen.families:
+        family = FAMILIES[name]
+        base = arm(
+            family.structure,
+            data,
+            objective=family.objective(data, chosen.text),
+            options=family.options,
+            optimizer=Optimizer(learning_rate=chosen.rate, **family.optimizer),
+            evaluation=Evaluation(examples=chosen.examples),
+            **chosen.settings,
+        )
+        made[f"{name}/{BASELINE}"] = base
+        changed = {other: ARMS[other](base) for other in chosen.arms}
+        made |= {f"{name}/{other}": run for other, run in changed.items() if run != base}
+        made |= {f"{name}/{NO_OP}": base, f"{name}/{MORE}": base}
+    return made
+
+
+def against(arms: Iterable[str]) -> dict[str, str]:
+    """Each arm's own family's baseline; of baselines nothing."""
+    return {name: f"{name.split('/')[0]}/{BASELINE}" for name in arms if not name.endswith(f"/{BASELINE}")}
+
+
+def budgets(preset: str, data: Data) -> tuple[float, ...]:
+    """Exact FLOPs: of so many updates of the first family's baseline where a preset counts those."""
+    chosen = PRESETS[preset]
+    if not chosen.updates:
+        return chosen.budgets
+    first = next(iter(templates(preset, data).values()))
+    run = replace(first, shape=chosen.shape, batch=chosen.batch, budget=Budget(unit="steps", amount=1))
+    return tuple(float(updates * cost.train_step(run, run.V)["exact"]) for updates in chosen.updates)
+
+
+def study(preset: str = "small", data: Data | None = None) -> Study:
+    chosen = PRESETS[preset]
+    published = bool(chosen.updates)
+    allow = ("repeated_text",) if published and data is None else ()
+    data = data or corpus("python", allow_repeat=published)
+    arms = templates(preset, data)
+    first = f"{chosen.families[0]}/{BASELINE}"
+    return Study(
+        name="no_train_no_gain",
+        question="What that claims to train faster does so, against a tuned and fully decayed baseline of the same budget?",
+        arms=arms,
+        baseline=first,
+        against=against(arms),
+        budgets=budgets(preset, data),
+        sizes=(chosen.shape,),
+        window=1,
+        batch=chosen.batch,
+        seeds=chosen.seeds,
+        learning_rate=chosen.learning_rate,
+        gains=Gains(controls={name: 1.1 if name.endswith(MORE) else 1.0 for name in arms
+                              if name.split("/")[1] in (NO_OP, MORE)}, allow=allow),
+    )  # fmt: skip

@@ -1,0 +1,29 @@
+"""The arms of the study `no_train_no_gain`, tuned alike at its size and at each of its budgets.
+
+command    lab tune no_train_no_gain --rules sweeps/rules/no_train_no_gain.json
+cost       `lab tune no_train_no_gain --dry`
+expected   docs/no-train-no-gain.md; then `learning_rate="tuned:no_train_no_gain"` in the study's preset
+"""
+
+from lab.spec import Data
+from sweeps.studies.no_train_no_gain import BASELINE, MORE, NO_OP, PRESETS, against, templates
+from sweeps.study import corpus
+from sweeps.tune.tuning import Tuning
+
+
+def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
+    chosen, data = PRESETS[preset], data or corpus("python")
+    arms = templates(preset, data)
+    arms = {name: run for name, run in arms.items() if name.split("/")[1] not in (NO_OP, MORE)}
+    first = f"{chosen.families[0]}/{BASELINE}"
+    return Tuning(
+        name="no_train_no_gain" if preset == "small" else f"no_train_no_gain-{preset}",
+        arms={first: arms.pop(first), **arms},
+        against=against(arms),
+        budgets=chosen.budgets,
+        sizes=(chosen.shape,),
+        batch=chosen.batch,
+        rates=(0.25, 0.5, 1.0, 2.0, 4.0),
+        relative=True,
+        seeds=2,
+    )

@@ -1,0 +1,146 @@
+"""The study of what trains faster: the original's settings, what its plan refuses, and (slow) the whole way to its page."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+import sweeps
+from lab import cost
+from lab.objectives import corrupted
+from lab.spec import Objective
+from sweeps.studies.no_train_no_gain import BASELINE, FAMILIES, PRESETS, against, templates
+from sweeps.study import Gains
+from sweeps.tune.trials import grid_trials
+from sweeps.tune.tuning import load as load_tuning
+
+
+@pytest.fixture(scope="module")
+def smoke() -> sweeps.Study:
+    return sweeps.load("no_train_no_gain", "smoke", sweeps.corpus("markov"))
+
+
+def published(preset, vocabulary):
+    """The preset's baseline in the original's vocabulary."""
+    data = replace(sweeps.corpus("markov"), vocabulary=vocabulary)
+    first = templates(preset, data)[f"{preset}/{BASELINE}"]
+    chosen = PRESETS[preset]
+    run = replace(first, shape=chosen.shape, batch=chosen.batch)
+    return run, chosen, cost.parameters(run.structure, run.shape, run.options, run.objective, vocabulary)
+
+
+def test_crammed_bert_is_the_original():
+    """120 M parameters (Geiping and Goldstein 2023), 16 layers of 768 with a GeGLU of 3072 in, 1536 out; 19 of 128 tokens masked;
+    31,957 updates of 1,536 sequences are 6.28e9 tokens in 24 hours."""
+    run, chosen, counted = published("bert", 32768)
+    by_hand = 16 * (4 * 768**2 + 768 * 3072 + 1536 * 768) + 32768 * 768
+    assert counted.total == pytest.approx(by_hand, rel=1e-3) and counted.total == pytest.approx(120e6, rel=0.01)
+    assert run.objective == Objective(name="masked_lm", S=128, T=19)
+    step = cost.train_step(run, run.V)
+    assert step["tokens"] * chosen.updates[-1] == pytest.approx(6.28e9, rel=1e-3)
+    # The head at the masked positions alone: in a step the products with the token table are of 19 positions of 128.
+    # F counted apart: projections 2 d^2 a matrix, attention of all pairs, 3 times forward.
+    layer = 2 * 128 * (4 * 768**2 + 3 * 768 * 1536) + 4 * 768 * 128 * 128
+    assert step["exact"] == pytest.approx(3 * 1536 * (16 * layer + 2 * 19 * 768 * run.V), rel=1e-3)
+
+
+def test_t5_is_the_original():
+    """T5-v1.1-base, 248 M parameters, and one token table more, since here each stream has its own where head and table are two;
+    568 tokens become 512 in (the end among them, which is not fed here) and 114 out."""
+    run, chosen, counted = published("t5", 32128)
+    assert counted.total - 32128 * 768 == pytest.approx(248e6, rel=0.01)
+    assert run.objective == corrupted(568) and (run.objective.S + 1, run.objective.T) == (512, 114)
+    assert chosen.batch == 144 and run.optimizer.final <= 1e-3
+
+
+def test_updates_are_those_that_the_published_reference_times_buy():
+    """Kaddour et al. 2023: 0.2253 s for a micro-batch of 128 of BERT, 1.031 s for a step of T5; 6, 12 and 24 hours."""
+    for preset, seconds in (("bert", 12 * 0.2253), ("t5", 1.031)):
+        for hours, updates in zip((6, 12, 24), PRESETS[preset].updates, strict=True):
+            assert updates == pytest.approx(3600 * hours / seconds, abs=1)
+
+
+def test_the_plan_has_every_family_with_its_controls(smoke):
+    plan = sweeps.plan(smoke)
+    for family in FAMILIES:
+        rows = {
+            arm: [r for r in plan.runs if r.arm == f"{family}/{arm}"] for arm in (BASELINE, "no_op", "plus_10", "wsd")
+        }
+        assert [r.run_id for r in rows["no_op"]] == [r.run_id for r in rows[BASELINE]]
+        for more, base in zip(rows["plus_10"], rows[BASELINE], strict=True):
+            assert more.budget == base.budget and more.run.budget.amount == pytest.approx(1.1 * base.run.budget.amount)
+            assert more.planned["steps"] / base.planned["steps"] == pytest.approx(1.1, abs=0.02)
+        assert len({r.run.measure for of in rows.values() for r in of}) == 1
+    header = plan.to_json()["study"]
+    assert header["gains"]["controls"]["t5/plus_10"] == 1.1 and header["against"]["t5/wsd"] == "t5/adamw"
+    assert not any("same function" in said for said in plan.warnings)
+
+
+def changed(study, arm, **changes):
+    arms = {name: run for name, run in study.arms.items() if name.split("/")[1] in (BASELINE, "wsd")}
+    arms[arm] = replace(arms[arm], **changes)
+    return replace(study, arms=arms, against=against(arms), gains=Gains())
+
+
+def test_a_plan_refuses_what_would_make_its_answer_worthless(smoke):
+    base, wsd = smoke.arms["bert/adamw"], smoke.arms["bert/wsd"]
+    undecayed = changed(smoke, "bert/adamw", optimizer=replace(base.optimizer, final=0.1))
+    with pytest.raises(ValueError, match=r"the baseline bert/adamw is not decayed: .*gains\.allow = \('undecayed',\)"):
+        sweeps.plan(undecayed)
+    said = sweeps.plan(replace(undecayed, gains=Gains(allow=("undecayed",)))).warnings
+    assert any("the baseline bert/adamw is not decayed" in one for one in said)
+    for changes, message in (
+        ({"precision": "bf16"}, "precision of arm bert/wsd"),
+        ({"evaluation": replace(wsd.evaluation, examples=7)}, "evaluation examples of arm bert/wsd"),
+        ({"objective": Objective(name="masked_lm", S=32, T=6)}, "the held-out loss of arm bert/wsd"),
+        ({"seed": replace(wsd.seed, data=9)}, "seed of arm bert/wsd"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweeps.plan(changed(smoke, "bert/wsd", **changes))
+    with pytest.raises(ValueError, match="has one seed"):
+        sweeps.plan(replace(smoke, seeds=1))
+    with pytest.raises(ValueError, match="text is read up to"):
+        sweeps.plan(replace(smoke, budgets=(1e9, 1e12)))
+
+
+def test_what_a_study_says_of_its_arms_is_checked(smoke):
+    for wrong, message in (
+        ({"gains": Gains(controls={"bert/wsd": 1.1})}, "give it the same template"),
+        ({"gains": Gains(controls={"bert/muon": 1.1})}, "bert/muon"),
+        ({"against": {"bert/wsd": "t5/wsd", "t5/wsd": "t5/adamw"}}, "compared with no other arm"),
+        ({"batch": {"bert/adamw": 2}}, "give that of arm"),
+        ({"relative": True}, "multiples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(smoke, **wrong)
+    with pytest.raises(ValueError, match="did you mean 'undecayed'"):
+        Gains(allow=("undecade",))
+
+
+def test_arms_are_tuned_about_their_own_rates_as_often_as_every_other():
+    tuning = load_tuning("no_train_no_gain", "smoke", sweeps.corpus("markov"))
+    twice = {name: replace(run, optimizer=replace(run.optimizer, learning_rate=0.003)) if name.endswith("wsd") else run
+             for name, run in tuning.arms.items()}  # fmt: skip
+    trials = grid_trials(replace(tuning, arms=twice), tuning.grids)
+    assert len(set(trials.per_arm().values())) == 1
+    for arm, own in (("t5/adamw", 0.01), ("t5/wsd", 0.003)):
+        rates = {trial.rate for trial in trials.of(arm, tuning.fitted[0])}
+        assert sorted(rates) == pytest.approx([own * factor for factor in tuning.rates])
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_page_of_verdicts(tmp_path, monkeypatch, capsys):
+    from test_cli import run as command
+
+    monkeypatch.chdir(tmp_path)
+    assert command(capsys, "run", "no_train_no_gain", "--preset", "smoke", "--workers", "1")[0] == 0
+    code, out, _ = command(capsys, "report", "no_train_no_gain")
+    found = json.loads((tmp_path / "runs/no_train_no_gain/verdict.json").read_text())
+    claims = {(c["arm"], c["budget"]): c for c in found["claims"]}
+    assert code == 0 and len(claims) == 3 * 3 * 3
+    for (arm, _), claim in claims.items():
+        assert math.isfinite(claim["difference"])
+        if arm.endswith("no_op"):
+            assert claim["kind"] == "no gain" and claim["value"] == 0 and claim["same_runs"]
+    assert "untuned" in out and "[no gain] decoder/no_op" in out
