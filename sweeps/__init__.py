@@ -3,7 +3,7 @@
 from sweeps.execute import run
 from sweeps.launch.settings import Settings
 from sweeps.plan import Plan, plan
-from sweeps.study import Match, Study, arm, corpus, load
+from sweeps.study import Gains, Match, Study, arm, corpus, load
 from sweeps.tune.tuning import Tuning
 
-__all__ = ["Match", "Plan", "Settings", "Study", "Tuning", "arm", "corpus", "load", "plan", "run"]
+__all__ = ["Gains", "Match", "Plan", "Settings", "Study", "Tuning", "arm", "corpus", "load", "plan", "run"]

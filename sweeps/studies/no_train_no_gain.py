@@ -1,6 +1,6 @@
 """What claims to train faster: does it, when its baseline is tuned, fully decayed, and given the same budget?
 
-command    lab tune no_train_no_gain --rules sweeps/rules/no_train_no_gain.json
+command    lab tune gains --rules sweeps/rules/gains.json
            lab run no_train_no_gain && lab report no_train_no_gain
 cost       `lab plan no_train_no_gain`; smoke: 54 runs, 3 minutes on one busy CPU core
 expected   docs/no-train-no-gain.md
@@ -85,7 +85,7 @@ class Preset:
     rate: float
     seeds: int
     examples: int = 512
-    learning_rate: str = OWN  # "tuned:no_train_no_gain" once its rules are there
+    learning_rate: str = OWN  # "tuned:gains" once its rules are there
     settings: Mapping[str, Any] = field(default_factory=dict)  # parts of a Run
 
 

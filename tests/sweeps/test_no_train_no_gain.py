@@ -119,7 +119,7 @@ def test_what_a_study_says_of_its_arms_is_checked(smoke):
 
 
 def test_arms_are_tuned_about_their_own_rates_as_often_as_every_other():
-    tuning = load_tuning("no_train_no_gain", "smoke", sweeps.corpus("markov"))
+    tuning = load_tuning("gains", "smoke", sweeps.corpus("markov"))
     twice = {name: replace(run, optimizer=replace(run.optimizer, learning_rate=0.003)) if name.endswith("wsd") else run
              for name, run in tuning.arms.items()}  # fmt: skip
     trials = grid_trials(replace(tuning, arms=twice), tuning.grids)

@@ -74,7 +74,7 @@ def test_every_shipped_study_plans_what_the_program_costs(every):
                     )
                     for form in p.forms
                 ]
-                parts = (row.run.structure, row.run.shape, row.run.options, row.run.objective, V)
+                parts = (row.run.structure, row.run.shape, row.run.options, row.run.objective, row.run.V)
                 counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(p.model.abstract()))
                 assert counted == cost.parameters(*parts).total
             steps, course = row.planned["steps"], Course(row.run.objective, row.run.seed.data)

@@ -264,7 +264,12 @@ def test_a_tuning_that_is_wrong_says_where(mine, change, message):
 
 
 def test_every_shipped_tuning_plans_alike_for_every_arm_and_shares_no_name_with_a_study():
-    assert not set(shipped()) & set(shipped(TUNINGS)) and set(shipped(TUNINGS)) == {"ladder", "learning_rate", "zoo"}
+    assert not set(shipped()) & set(shipped(TUNINGS)) and set(shipped(TUNINGS)) == {
+        "gains",
+        "ladder",
+        "learning_rate",
+        "zoo",
+    }
     for name in shipped(TUNINGS):
         tuning = load(name)
         trials = grid_trials(tuning, tuning.grids)

@@ -1,8 +1,8 @@
 """The arms of the study `no_train_no_gain`, tuned alike at its size and at each of its budgets.
 
-command    lab tune no_train_no_gain --rules sweeps/rules/no_train_no_gain.json
-cost       `lab tune no_train_no_gain --dry`
-expected   docs/no-train-no-gain.md; then `learning_rate="tuned:no_train_no_gain"` in the study's preset
+command    lab tune gains --rules sweeps/rules/gains.json
+cost       `lab tune gains --dry`
+expected   docs/no-train-no-gain.md; then `learning_rate="tuned:gains"` in the study's preset
 """
 
 from lab.spec import Data
@@ -17,7 +17,7 @@ def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
     arms = {name: run for name, run in arms.items() if name.split("/")[1] not in (NO_OP, MORE)}
     first = f"{chosen.families[0]}/{BASELINE}"
     return Tuning(
-        name="no_train_no_gain" if preset == "small" else f"no_train_no_gain-{preset}",
+        name="gains" if preset == "small" else f"gains-{preset}",
         arms={first: arms.pop(first), **arms},
         against=against(arms),
         budgets=chosen.budgets,
