@@ -1,4 +1,6 @@
+import gc
 import os
+from pathlib import Path
 
 # Each test process stays on a core of its own: XLA makes as many threads as it sees cores, and they would get in each
 # other's way. Before jax is imported.
@@ -11,6 +13,8 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 15_000
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,6 +33,19 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("BITTERLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """Once they are many: a process that runs a thousand tests would keep every program that it compiled, and the kernel ends
+    it with a segmentation fault where it has too many memory maps (65,530 by default)."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        from lab.compiled import compiled
+
+        compiled.cache_clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
