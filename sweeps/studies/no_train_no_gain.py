@@ -22,6 +22,7 @@ from lab import cost
 from lab.data.packed import causal_lm
 from lab.objectives import corrupted
 from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Options, Run, Shape
+from lab.technique import Technique
 from sweeps.ladder import shape
 from sweeps.study import OWN, Gains, Study, arm, corpus
 
@@ -62,8 +63,28 @@ def _optimizer(**changes: Any) -> Callable[[Run], Run]:
     return lambda base: replace(base, optimizer=replace(base.optimizer, **changes))
 
 
+def _other(name: str, times: float, **changes: Any) -> Callable[[Run], Run]:
+    """Another optimizer with its own defaults, at so many times the baseline's rate, on the baseline's schedule."""
+
+    def changed(base: Run) -> Run:
+        old = base.optimizer
+        kept = dict(schedule=old.schedule, warmup=old.warmup, final=old.final, decay=old.decay)
+        return replace(base, optimizer=Optimizer(name=name, learning_rate=times * old.learning_rate, **kept | changes))
+
+    return changed
+
+
+def _technique(name: str, *, charged: bool = True, **settings: float) -> Callable[[Run], Run]:
+    return lambda base: replace(base, technique=Technique(name=name, charged=charged, settings=settings))
+
+
 # What each arm is, of its family's baseline. Rates are where tuning starts from.
 ARMS: dict[str, Callable[[Run], Run]] = {
+    "stacking": _technique("stacking"),
+    "layer_dropping": _technique("layer_dropping"),
+    "ema": _technique("ema"),
+    "lion": _other("lion", 0.2),
+    "muon": _other("muon", 1.0),
     "linear": _optimizer(schedule="linear", warmup=0.05, final=0.0),
     "cosine": _optimizer(schedule="cosine", warmup=0.05, final=0.0),
     "wsd": _optimizer(schedule="wsd", warmup=0.05, decay=0.2, final=0.0),

@@ -442,7 +442,11 @@ def test_rho_that_would_repeat_is_refused(tmp_path):
         train(run, tmp_path)
 
 
-@given(st.lists(st.floats(0, 10, width=32), min_size=1, max_size=60), st.integers(1, 20), st.just(0.0) | st.floats(0.0625, 4))
+@given(
+    st.lists(st.floats(0, 10, width=32), min_size=1, max_size=60),
+    st.integers(1, 20),
+    st.just(0.0) | st.floats(0.0625, 4),
+)
 @settings(max_examples=30, deadline=None)
 def test_percentile_rank(losses, room, beta):
     """Of each loss among the last `room`, counted one by one."""

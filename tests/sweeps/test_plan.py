@@ -61,6 +61,8 @@ def test_every_shipped_study_plans_what_the_program_costs(every):
             sizes.setdefault(row.arm, set()).add(row.planned["exact"] / row.planned["steps"])
         for row in plan.runs:
             assert abs(row.residual) <= 0.01, (name, row.run_id)
+            if row.run.technique:  # whose steps do not cost alike: tests/lab/test_techniques.py
+                continue
             size = row.planned["exact"] / row.planned["steps"]
             if not every and min(sizes[row.arm]) < size < max(sizes[row.arm]):
                 continue
