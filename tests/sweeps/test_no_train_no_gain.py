@@ -143,4 +143,4 @@ def test_from_nothing_to_a_page_of_verdicts(tmp_path, monkeypatch, capsys):
         assert math.isfinite(claim["difference"])
         if arm.endswith("no_op"):
             assert claim["kind"] == "no gain" and claim["value"] == 0 and claim["same_runs"]
-    assert "untuned" in out and "[no gain] decoder/no_op" in out
+    assert "untuned" in out and "[no gain] (control: the baseline once more) decoder/no_op" in out
