@@ -3,7 +3,7 @@
 Inputs that see ahead are read anew at each turn, all of them; those that see ahead within turns of the model's own
 (options.turn) from the first of these on that was not full. Causal inputs are only extended: by what the user wrote, and
 before it by the reply of the turn before, except where replies have the same keys and values as inputs and stay
-(structure.keeps_replies). cost.conversation counts the same.
+(structure.keeps_replies). serving_cost.conversation counts the same.
 
 What a structure has seen of a reply of t tokens is what its target stream was fed with: SEP and the first t-1. The last
 token ends the reply and is read by nothing. So the text of a conversation is u1 SEP r1 u2 SEP r2 .. in every structure.
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from lab import cost
+from lab import serving_cost
 from lab.generate import GREEDY, Sampling, next_tokens
 from lab.seen import among_inputs
 from lab.serving import Cache, extend, forget, prefill
@@ -151,13 +151,15 @@ def measure(
         on_round(done)
     measured = []
     for index, structure in enumerate(structures):
-        counted = cost.conversation(
+        counted = serving_cost.conversation(
             structure, shape, options, V, turns=turns, user=user, reply=reply, convention="exact",
             bytes_per_element=np.dtype(DTYPES[precision]).itemsize,
         )  # fmt: skip
         for turn, expected in enumerate(counted):
             said = [of_structure[index][turn] for of_structure in rounds[1:]]
-            assert said[0].cache_bytes == batch * expected.cache_bytes, "the arrays are what cost.conversation counts"
+            assert said[0].cache_bytes == batch * expected.cache_bytes, (
+                "the arrays are what serving_cost.conversation counts"
+            )
             first = [one.first_token_seconds for one in said]
             later = [one.token_seconds for one in said if one.token_seconds is not None]
             measured.append(

@@ -18,10 +18,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from lab.checks import require
 from lab.data.tokenizers import Tokenizer
 from lab.forms import UL2_MODES, Objective
 from lab.serving import Cache, bucket, decode, prefill
-from lab.spec import Run, require
+from lab.spec import Run
 from lab.transformer import Params, Transformer
 
 

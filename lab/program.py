@@ -19,6 +19,7 @@ import optax
 
 from lab import generations, hardware, seen
 from lab.attention import ATTENTION
+from lab.checks import nearest
 from lab.curvature import ESTIMATES
 from lab.execution import Execution
 from lab.forms import Form, evaluated, forms
@@ -29,7 +30,7 @@ from lab.mesh import ONE_DEVICE, Mesh, by_batch
 from lab.method import Inside, Tools
 from lab.objectives import Batch
 from lab.optimizers import OPTIMIZERS, Hyperparameters, eval_params, no_numbers, scales
-from lab.spec import Run, nearest
+from lab.spec import Run
 from lab.transformer import KEEP, Params, Transformer
 from lab.versions import versions
 

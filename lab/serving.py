@@ -15,7 +15,7 @@ one device and read the parameters as they are trained, layers stacked, whether 
 always are scanned, which was measured up to 9 times faster a token on CPU (a scan reads a layer's matrices where they lie,
 and what is cut from a stack in a straight program is copied) and compiles in a time that does not grow with depth.
 
-What is kept is what cost.conversation counts: of each layer that targets go through, what they read (`memory`) and
+What is kept is what serving_cost.conversation counts: of each layer that targets go through, what they read (`memory`) and
 their own; and where more inputs can follow, what the inputs' own attention reads (`own`). Keys that a window has left behind
 stay and are masked. Where learned matrices mix, keys have no width and a cache is of values: for each target a row of the
 matrix is read.

@@ -9,20 +9,19 @@ K key-value heads, H head width, L layers of the target stream, V vocabulary.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from lab import seen
 from lab import structure as structures
-from lab.checks import check_choice, check_integer, check_number, nearest, require
+from lab.checks import check_choice, check_integer, check_number, require
 from lab.forms import MOST_FORMS, Objective, forms
-from lab.hyperparameters import ADAM_LIKE, Numbers, Optimizer
+from lab.hyperparameters import ADAM_LIKE, Optimizer
 from lab.parametrization import Parametrization
+from lab.strict_json import Reader, encode
 from lab.structure import Structure
 from lab.technique import Technique
 
@@ -342,9 +341,12 @@ class Run:
         return f"{self.structure.name}{loss}-d{self.shape.D}-l{self.shape.L}-{amount}{self.budget.unit}-{digest[:10]}"
 
 
+RUN = Reader(what="run", complete="a run's JSON is complete; `lab describe` shows a whole one")
+
+
 def to_json(value: Run) -> dict[str, Any]:
     """Complete JSON of a Run; numbers are written in their declared type, so that 1 and 1.0 hash alike."""
-    return {"schema": SCHEMA, **_encode(value)}
+    return {"schema": SCHEMA, **encode(value)}
 
 
 def from_json(content: object) -> Run:
@@ -354,7 +356,7 @@ def from_json(content: object) -> Run:
     content = dict(content)
     schema = content.pop("schema", None)
     require(schema == SCHEMA, "schema", schema, f"this version reads {SCHEMA}")
-    return _decode(Run, content, "")
+    return RUN.read(Run, content)
 
 
 def read_run(path: Path) -> Run:
@@ -381,80 +383,3 @@ def from_text(text: bytes, path: Path | str) -> Run:
         return from_json(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-@functools.cache
-def _fields(kind: type) -> tuple[tuple[str, bool], ...]:
-    """Name of each field, and whether it is declared a float."""
-    hints = _hints(kind)
-    return tuple((f.name, float in (hints[f.name], *get_args(hints[f.name]))) for f in dataclasses.fields(kind))
-
-
-def _encode(value: Any) -> dict[str, Any]:
-    encoded = {}
-    for name, is_float in _fields(type(value)):
-        content = getattr(value, name)
-        if is_float:
-            content = None if content is None else float(content)
-        elif isinstance(content, Numbers):
-            content = dict(content)
-        elif dataclasses.is_dataclass(content):
-            content = _encode(content)
-        encoded[name] = content
-    return encoded
-
-
-def _decode(kind: Any, content: object, where: str) -> Any:
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{where or 'run'} = {content!r}: use an object with {', '.join(f.name for f in dataclasses.fields(kind))}"
-        )
-    prefix = f"{where}." if where else ""
-    hints = _hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]
-    for name in content:
-        if name not in names:
-            raise ValueError(f"unknown key {prefix}{name}: {nearest(str(name), names)}")
-    for name in names:
-        if name not in content:
-            raise ValueError(f"missing key {prefix}{name}: a run's JSON is complete; `lab describe` shows a whole one")
-    values = {}
-    for name in names:
-        hint, value = hints[name], content[name]
-        part = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
-        if part and not (value is None and type(None) in get_args(hint)):
-            values[name] = _decode(part, value, prefix + name)
-        else:
-            values[name] = _typed(hint, value, prefix + name)
-    made = kind(**values)
-    for name in names:  # what was filled in was missing
-        given, has = values[name], getattr(made, name)
-        lacks = [f"{name}.{key}" for key in has if key not in given] if isinstance(has, Numbers) else []
-        if lacks or (given is None and has is not None):
-            raise ValueError(f"missing key {prefix}{(lacks or [name])[0]}: a run's JSON is complete; `lab describe` shows a "
-                             "whole one")  # fmt: skip
-    return made
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    if get_origin(hint) is Literal:
-        check_choice(name, value, hint)
-        return value
-    if hint is Numbers:
-        require(isinstance(value, dict), name, value, "use an object of numbers")
-        return Numbers(value)
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        inner = get_args(hint)[0]
-        return tuple(_typed(inner, item, f"{name}[{i}]") for i, item in enumerate(value))
-    if not any(value is None if kind is type(None) else type(value) is kind for kind in kinds):
-        expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"{name} = {value!r}: use {expected}")
-    return value

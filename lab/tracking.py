@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lab import spec
+from lab.checks import nearest
 from lab.secrets import redacted
 from lab.spec import Run
 
@@ -168,7 +169,7 @@ def read(names: str | Iterable[str] | None) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
     for name in wanted:
         if name not in TRACKERS:
-            raise ValueError(f"track = {name!r}: {spec.nearest(name, list(TRACKERS))}")
+            raise ValueError(f"track = {name!r}: {nearest(name, list(TRACKERS))}")
     return wanted
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
+from lab.checks import nearest
 from lab.hyperparameters import Numbers
-from lab.spec import nearest
 
 Overrides = Mapping[str, Any]
 Grid = list[dict[str, Any]]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lab import cost
-from lab.spec import Run, Shape, nearest
+from lab.checks import nearest
+from lab.spec import Run, Shape
 
 HEAD_WIDTH = 16
 

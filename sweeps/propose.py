@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from lab import cost, plan_file, spec
+from lab.checks import nearest
 from lab.spec import Run, Shape
 from sweeps import ladder
 from sweeps.plan import Plan, PlannedRun, plan, planned_run, with_seed
@@ -148,7 +149,7 @@ def runs(study: Study, table: pd.DataFrame, existing: Iterable[PlannedRun] = ())
     for entry in table.to_dict("records"):
         arm, N, budget = str(entry["arm"]), float(entry["N"]), float(entry[column])
         if arm not in study.arms:
-            raise ValueError(f"arm = {arm!r}: {spec.nearest(arm, list(study.arms))}")
+            raise ValueError(f"arm = {arm!r}: {nearest(arm, list(study.arms))}")
         budget = next(
             (known for known in study.budgets if math.isclose(known, budget, rel_tol=study.match.tolerance)), budget
         )

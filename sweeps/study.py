@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from analysis.guards import GUARDS, baseline_of
-from lab.checks import check_integer, check_number
+from lab.checks import check_integer, check_number, nearest, require
 from lab.data import describe
 from lab.data.locate import locate
 from lab.data.prepare import Report
-from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Run, Shape, nearest, require
+from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Run, Shape
 from lab.structure import STRUCTURES, Structure
 
 SHIPPED = Path(__file__).parent / "studies"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lab.checks import nearest
 from lab.data.documents import LONGEST_DOCUMENT, too_long
-from lab.spec import nearest
 
 Text = str | tuple[str, str]
 

@@ -23,6 +23,7 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lab.checks import nearest
 from lab.data.code_pairs import CUTS, pairs
 from lab.data.documents import Document, Listing, digest
 from lab.data.hub import hf
@@ -30,7 +31,6 @@ from lab.data.synthetic import TASKS, task
 from lab.data.tables import jsonl, parquet
 from lab.data.text_files import read_text, text
 from lab.data.token_files import tokens
-from lab.spec import nearest
 
 LAB = "bitterlab"
 PREPARED = "prepared"  # the corpus that is a prepared directory (lab.data.prepare)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lab.checks import nearest
 from lab.data.columns import Columns
 from lab.data.documents import MOST_PARTS, Document, Listing, Part, digest, states
 from lab.data.text_files import folder_files
-from lab.spec import nearest
 
 ROWS = 256  # in a table
 ROWS_OF_PART = 10_000  # of what was saved to disk, which is not in shards

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from lab.checks import nearest
 from lab.data.corpora import CORPORA, PREPARED
 from lab.data.manifest import FILE
 from lab.data.tables import JSON_SUFFIXES, PARQUET_SUFFIXES
 from lab.data.text_files import existing, folder_files
 from lab.data.token_files import SUFFIXES
-from lab.spec import nearest
 
 
 def locate(source: str | Path, path: str | Path | None = None, **settings: str | None) -> tuple[str, str | None]:

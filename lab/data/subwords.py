@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lab.cache import cache_directory
+from lab.checks import nearest
 from lab.data.hub import library
 from lab.data.tokenizers import TOKENIZERS, Tokenizer
 from lab.records import write_bytes
-from lab.spec import nearest
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")

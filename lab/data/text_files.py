@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lab.checks import nearest
 from lab.data import documents
 from lab.data.documents import (
     LONGEST_DOCUMENT,
@@ -18,7 +19,6 @@ from lab.data.documents import (
     states,
     unreadable,
 )
-from lab.spec import nearest
 
 # A file given by itself is one long text. So that it can be split, it is cut into documents: 20 or more, of at most
 # LONGEST and, as far as that leaves any, at least SHORTEST characters.

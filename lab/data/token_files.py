@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.checks import nearest
 from lab.data.documents import LONGEST_DOCUMENT, Document, Listing, Part, digest, gather, part_size, states, unreadable
 from lab.data.text_files import existing, folder_files
-from lab.spec import nearest
 
 SUFFIXES = (".npy", ".bin")
 # Tokens of the pieces that a stream without separators is cut into.

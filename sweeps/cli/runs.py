@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lab import cost, hardware, memory, records, spec, tracking
+from lab import cost, hardware, memory, records, serving_cost, spec, tracking
 from lab.spec import Objective, Options, Run
 from lab.structure import LADDER, STRUCTURES
 from sweeps import ladder
@@ -102,7 +102,8 @@ def flops(
     base, user = "decoder_only", max(1, T // 2)
     counted = {name: cost.forward(STRUCTURES[name], shape, options, objective, V) for name in LADDER}
     spent = {
-        name: cost.conversation(STRUCTURES[name], shape, options, V, turns=turns, user=user, reply=T) for name in LADDER
+        name: serving_cost.conversation(STRUCTURES[name], shape, options, V, turns=turns, user=user, reply=T)
+        for name in LADDER
     }
     talk = {name: sum(turn.prefill + turn.decode for turn in spent[name]) for name in LADDER}
     for name in LADDER:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lab import records, spec
+from lab.checks import nearest
 from lab.spec import Options
 from lab.structure import ALL_TWO_STREAM, LADDER, STRUCTURES, Structure
 from sweeps import ladder
@@ -233,5 +234,5 @@ def _structures(names: str | None) -> list[Structure]:
     known = {structure.name: structure for structure in ALL_TWO_STREAM}
     for name in names.split(","):
         if name not in known:
-            raise ValueError(f"structures: {name!r}: {spec.nearest(name, list(known))}")
+            raise ValueError(f"structures: {name!r}: {nearest(name, list(known))}")
     return [known[name] for name in names.split(",")]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots import COLOURS, MARKERS, save, style
 from analysis.report import VERDICT
-from lab import cost, plan_file, spec
+from lab import cost, plan_file, serving_cost, spec
 from lab.spec import Data, Options, Run
 from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus
@@ -80,7 +80,7 @@ def served(directory: Path) -> list[dict[str, Any]]:
             continue  # refused, which the report says
         of = runs[found["arm"], found["budget"]]
         run = min(of, key=lambda r: abs(_body(r) / found["N"] - 1))
-        turns = cost.conversation(
+        turns = serving_cost.conversation(
             run.structure, run.shape, run.options, run.V, turns=TURNS, user=USER, reply=REPLY, convention="exact"
         )
         flops = 0

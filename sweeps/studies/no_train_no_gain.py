@@ -20,6 +20,7 @@ from typing import Any
 
 from lab import cost
 from lab.data.packed import causal_lm
+from lab.hyperparameters import Numbers
 from lab.objectives import corrupted
 from lab.spec import Budget, Data, Evaluation, Objective, Optimizer, Options, Run, Shape
 from lab.technique import Technique
@@ -68,14 +69,14 @@ def _other(name: str, times: float, **changes: Any) -> Callable[[Run], Run]:
 
     def changed(base: Run) -> Run:
         old = base.optimizer
-        kept = dict(schedule=old.schedule, warmup=old.warmup, final=old.final, decay=old.decay)
+        kept: dict[str, Any] = dict(schedule=old.schedule, warmup=old.warmup, final=old.final, decay=old.decay)
         return replace(base, optimizer=Optimizer(name=name, learning_rate=times * old.learning_rate, **kept | changes))
 
     return changed
 
 
 def _technique(name: str, *, charged: bool = True, **settings: float) -> Callable[[Run], Run]:
-    return lambda base: replace(base, technique=Technique(name=name, charged=charged, settings=settings))
+    return lambda base: replace(base, technique=Technique(name=name, charged=charged, settings=Numbers(settings)))
 
 
 # What each arm is, of its family's baseline. Rates are where tuning starts from.

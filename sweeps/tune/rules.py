@@ -7,16 +7,15 @@ studies share is committed as sweeps/rules/NAME.json.
 import dataclasses
 import json
 import math
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from lab import records
-from lab.checks import check_choice, check_number, nearest, require
+from lab.checks import check_number, nearest, require
 from lab.spec import Run
+from lab.strict_json import Reader
 from sweeps.ladder import Size
 from sweeps.study import TUNED
 from sweeps.tune.optima import LEVEL
@@ -201,6 +200,9 @@ class Rules:
                 require(there, f"regret.{rule}", list(self.regret.get(rule, {})), f"give that of arm {arm!r} too")
 
 
+FILE = Reader(what="rules", complete="a file of rules is complete; write it with `lab tune`")
+
+
 def write(path: Path, rules: Rules) -> None:
     """Whole or not at all; raises ValueError for infinities and NaN."""
     records.write_json(path, {"schema": SCHEMA, **dataclasses.asdict(rules)})
@@ -218,7 +220,7 @@ def read(path: Path) -> Rules:
         require(
             schema == SCHEMA, "schema", schema, f"this version reads {SCHEMA}; tune again, or use the one that wrote it"
         )
-        return _decode(Rules, content, "")
+        return FILE.read(Rules, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -256,54 +258,5 @@ def setup(run: Run) -> dict[str, Scalar]:
     }
 
 
-# --- strict JSON ----------------------------------------------------------------------------------------------------
-
-
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON number")
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """The value as its declared type: dataclasses, tuples, mappings from strings, Literals, and unions of plain types."""
-    origin, args = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        require(isinstance(value, dict), where or "rules", value, "use an object")
-        hints, prefix = _hints(hint), f"{where}." if where else ""  # pyright: ignore[reportArgumentType]
-        for name in value:
-            require(name in hints, "unknown key", f"{prefix}{name}", nearest(str(name), list(hints)))
-        for name in hints:
-            require(
-                name in value, "missing key", f"{prefix}{name}", "a file of rules is complete; write it with `lab tune`"
-            )
-        return hint(**{name: _decode(hints[name], value[name], prefix + name) for name in hints})  # pyright: ignore[reportCallIssue]
-    if origin in (Union, types.UnionType):
-        if type(None) in args and value is None:
-            return None
-        plain = [kind for kind in args if kind is not type(None)]
-        if len(plain) == 1:
-            return _decode(plain[0], value, where)
-        require(type(value) in plain, where, value, f"use one of {', '.join(kind.__name__ for kind in plain)}")
-        return value
-    if origin is Literal:
-        check_choice(where, value, hint)
-        return value
-    if origin is tuple:
-        require(isinstance(value, list), where, value, "use a list")
-        if args[-1] is Ellipsis:
-            return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        require(len(value) == len(args), where, value, f"use a list of {len(args)}")
-        return tuple(
-            _decode(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(args, value, strict=True))
-        )
-    if origin is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        require(isinstance(value, dict), where, value, "use an object")
-        return {name: _decode(args[1], item, f"{where}.{name}") for name, item in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    require(type(value) is hint, where, value, f"use {hint.__name__}")
-    return value

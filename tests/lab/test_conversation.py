@@ -10,7 +10,7 @@ import pytest
 import flop_counter
 import lab.conversation
 import reference_models as reference
-from lab import cost
+from lab import cost, serving_cost
 from lab.conversation import Conversation, measure
 from lab.spec import Objective, Options, Shape
 from lab.structure import ALL_TWO_STREAM, STRUCTURES
@@ -77,7 +77,7 @@ def test_flops_and_bytes_of_a_conversation_are_those_of_its_programs(structure, 
     shape, turns, user, reply, batch = GROUPED, 3, 4, 3, 2
     model = model_of(structure, shape, options)
     talk = Conversation(model, model.abstract(), sep=SEP, choices=SEP)
-    expected = cost.conversation(
+    expected = serving_cost.conversation(
         structure, shape, options, V, turns=turns, user=user, reply=reply, bytes_per_element=4, convention="dense"
     )
     for index, turn in enumerate(expected):
@@ -94,7 +94,9 @@ def test_flops_and_bytes_of_a_conversation_are_those_of_its_programs(structure, 
 @pytest.mark.parametrize("convention", ["exact", "dense", "textbook"])
 @pytest.mark.parametrize("structure", ALL_TWO_STREAM, ids=name_of)
 def test_one_turn_costs_the_forward_pass(structure, convention):
-    (turn,) = cost.conversation(structure, GROUPED, Options(), V, turns=1, user=7, reply=5, convention=convention)
+    (turn,) = serving_cost.conversation(
+        structure, GROUPED, Options(), V, turns=1, user=7, reply=5, convention=convention
+    )
     forward = cost.forward(structure, GROUPED, Options(), Objective(S=7, T=5), V)
     assert turn.prefill + turn.decode == forward[convention]
 
@@ -123,7 +125,7 @@ def test_each_reply_is_the_likeliest_after_all_that_was_said(name):
 def test_measured_turns_have_times_and_the_formulas_numbers():
     structure = STRUCTURES["decoder_only"]
     rows = measure([structure], TINY, Options(), V, turns=2, user=3, reply=2, batch=2, precision="bf16", repeats=1)
-    counted = cost.conversation(structure, TINY, Options(), V, turns=2, user=3, reply=2, convention="exact")
+    counted = serving_cost.conversation(structure, TINY, Options(), V, turns=2, user=3, reply=2, convention="exact")
     assert [(row.turn, row.inputs, row.read) for row in rows] == [(1, 3, 3), (2, 8, 3)]
     assert [row.prefill_flops for row in rows] == [turn.prefill for turn in counted]
     assert [row.cache_bytes for row in rows] == [2 * turn.cache_bytes for turn in counted]

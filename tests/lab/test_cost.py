@@ -10,7 +10,7 @@ import pytest
 
 import flop_counter
 import lab.layers
-from lab import cost
+from lab import cost, serving_cost
 from lab.attention import attend
 from lab.data.tokenizers import TOKENIZERS
 from lab.execution import Execution
@@ -179,7 +179,7 @@ def test_conversations_cost_what_was_published():
     def relative(structure: Structure, R: int, L: int = 24):
         def spent(structure, L):
             shape = Shape(D=1024, F=2731, N=16, K=16, H=64, L=L, L_input=L)
-            turns = cost.conversation(structure, shape, Options(), 32000, turns=R, user=128, reply=256)
+            turns = serving_cost.conversation(structure, shape, Options(), 32000, turns=R, user=128, reply=256)
             prefill, decode = sum(t.prefill for t in turns), sum(t.decode for t in turns)
             return prefill, prefill + decode, turns[-1].cache_bytes
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lab.conversation
-from lab import cost
+from lab import cost, serving_cost
 from lab.conversation import Conversation
 from lab.program import program
 from lab.serving import decode, extend, forget, logits, prefill
@@ -113,9 +113,11 @@ def test_conversations_cost_what_their_programs_do(name, option, user, reply, mo
     model = Transformer(structure=structure, shape=SHAPE, options=options, V=24, sep=20, pad=22, places=64)
     walked = counted_programs(monkeypatch)
     talk = Conversation(model, model.abstract(), sep=20, choices=20)
-    expected = cost.conversation(structure, SHAPE, options, 24, turns=3, user=user, reply=reply, bytes_per_element=4,
+    expected = serving_cost.conversation(structure, SHAPE, options, 24, turns=3, user=user, reply=reply, bytes_per_element=4,
                                  convention="dense")  # fmt: skip
-    exact = cost.conversation(structure, SHAPE, options, 24, turns=3, user=user, reply=reply, convention="exact")
+    exact = serving_cost.conversation(
+        structure, SHAPE, options, 24, turns=3, user=user, reply=reply, convention="exact"
+    )
     for turn, less in zip(expected, exact, strict=True):
         walked.clear()
         said = talk.turn(np.zeros((2, user), np.int32), reply)
@@ -129,7 +131,9 @@ def test_conversations_cost_what_their_programs_do(name, option, user, reply, mo
 def test_the_first_turn_costs_the_forward_pass(name, option):
     structure, options = STRUCTURES[name], OPTIONS[option]
     for convention in ("exact", "dense", "textbook"):
-        (turn,) = cost.conversation(structure, SHAPE, options, 24, turns=1, user=7, reply=5, convention=convention)
+        (turn,) = serving_cost.conversation(
+            structure, SHAPE, options, 24, turns=1, user=7, reply=5, convention=convention
+        )
         forward = cost.forward(structure, SHAPE, options, Objective(S=7, T=5), 24)
         assert turn.prefill + turn.decode == forward[convention]
 
@@ -137,10 +141,10 @@ def test_the_first_turn_costs_the_forward_pass(name, option):
 def test_turns_of_a_conversation_are_kept():
     """Each turn's exact prefill is what its new inputs add to those that are kept: sums telescope to one pass over all."""
     structure, options = STRUCTURES["prefix_lm"], OPTIONS["turn"]
-    turns = cost.conversation(structure, SHAPE, options, 24, turns=4, user=4, reply=4, convention="exact")
-    whole = cost.conversation(structure, SHAPE, options, 24, turns=1, user=28, reply=4, convention="exact")
+    turns = serving_cost.conversation(structure, SHAPE, options, 24, turns=4, user=4, reply=4, convention="exact")
+    whole = serving_cost.conversation(structure, SHAPE, options, 24, turns=1, user=28, reply=4, convention="exact")
     assert sum(turn.prefill for turn in turns) == whole[0].prefill
-    anew = cost.conversation(structure, SHAPE, Options(), 24, turns=4, user=4, reply=4, convention="exact")
+    anew = serving_cost.conversation(structure, SHAPE, Options(), 24, turns=4, user=4, reply=4, convention="exact")
     assert turns[-1].prefill < anew[-1].prefill / 2
 
 

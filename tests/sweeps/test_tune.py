@@ -311,8 +311,8 @@ def test_rules_are_read_as_they_were_written(written):
     ("change", "message"),
     [
         (lambda c: c.update(schema=2), "schema = 2: this version reads 1"),
-        (lambda c: c.update(ruls={}), r"unknown key = 'ruls': did you mean 'rules'"),
-        (lambda c: c["source"].pop("plan_sha256"), r"missing key = 'source\.plan_sha256'"),
+        (lambda c: c.update(ruls={}), r"unknown key ruls: did you mean 'rules'"),
+        (lambda c: c["source"].pop("plan_sha256"), r"missing key source\.plan_sha256: a file of rules is complete"),
         (lambda c: c["rules"]["prefix_lm"].update(trials="70"), r"rules\.prefix_lm\.trials = '70': use int"),
         (lambda c: c["rules"]["prefix_lm"].update(trials=True), r"rules\.prefix_lm\.trials = True: use int"),
         (lambda c: c["rules"]["prefix_lm"].update(form="c size"), "use one of"),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from lab.checks import nearest
 from lab.data.synthetic.chains import (
     DOCUMENT,
     FIRST,
@@ -28,7 +29,6 @@ from lab.data.synthetic.hidden import hidden_markov, mess3
 from lab.data.synthetic.parity import sparse_parity
 from lab.data.synthetic.recall import associative_recall, k_hop
 from lab.data.synthetic.task import Task
-from lab.spec import nearest
 
 __all__ = [
     "DOCUMENT",
