@@ -338,8 +338,13 @@ def _losses(frame: pd.DataFrame) -> tuple[Mapping[tuple[str, float], Losses], di
     losses: dict[tuple[str, float], dict[int, float | None]] = {}
     ended: dict[tuple[str, float], str] = {}
     for row in frame.to_dict("records"):
-        key = (str(row["arm"]), float(row["budget"]))
-        losses.setdefault(key, {})[int(row["replicate"])] = float(row["loss"]) if row["status"] == "done" else None
+        key, replicate = (str(row["arm"]), float(row["budget"])), int(row["replicate"])
+        if replicate in losses.setdefault(key, {}):
+            raise ValueError(
+                f"{row['arm']} has several runs of seed {replicate} at {row['budget']:.3g}, of several sizes or rates: gains are "
+                "claims about one; make each an arm, or a study"
+            )
+        losses[key][replicate] = float(row["loss"]) if row["status"] == "done" else None
         if row["status"] not in ("done", "diverged"):
             ended[key] = f"runs of {row['arm']} are {row['status']}; `lab run` trains what is left"
     return losses, ended

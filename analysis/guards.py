@@ -52,6 +52,8 @@ def facts(run: Run) -> dict[str, Any]:
         "unit": budget.unit if budget.unit != "flops" else f"flops ({budget.convention})",
         "amount": budget.amount,
         "optimizer": optimizer.name,
+        "technique": run.technique.name if run.technique else None,
+        "charged": run.technique.charged if run.technique else True,
         "schedule": optimizer.schedule,
         "final_rate": 1.0 if undecayed else optimizer.final,
         "held_out": run.data.held_out,
@@ -238,9 +240,19 @@ def unequal_tuning(case: Case) -> Iterator[tuple[str, str]]:
                 arm,
                 (
                     f"{arm} was tuned by {ours or 0} trials and its baseline {baseline} by {base or 0}: the one that was "
-                    "tuned more "
-                    "wins; tune them together (`lab tune`)"
+                    "tuned more wins; tune them together (`lab tune`), or take one rule for both (study.rules)"
                 ),
+            )
+
+
+def ablation(case: Case) -> Iterator[tuple[str, str]]:
+    """An arm whose technique is not charged is no claim about budgets, and is to be called what it is."""
+    free = (case.gains or {}).get("free", ())
+    for (arm, _, _), rows in case.cells().items():
+        if not rows[0].get("charged", True) and arm not in free:
+            yield (
+                arm,
+                f"{arm} is not charged what its technique executes; name it in gains.free, which labels it an ablation",
             )
 
 
@@ -259,10 +271,11 @@ def untuned(case: Case) -> Iterator[tuple[str, str]]:
 def edge(case: Case) -> Iterator[tuple[str, str]]:
     """A best rate at the end of what was tried: the arm may be better beyond."""
     for arm, said in case.study.get("learning_rates", {}).get("arms", {}).items():
-        if beyond := (said.get("regret") or {}).get("beyond"):
+        regret = said.get("regret") or {}
+        if beyond := regret.get("beyond", 0) + regret.get("diverged", 0):
             yield (
                 arm,
-                f"{arm}'s rule leaves the rates that were tried in {beyond} of its cells; tune it on a wider grid",
+                f"{arm}'s rule leaves the rates that were tried, or diverges, in {beyond} of its cells; tune it on a wider grid",
             )
     for (arm, budget, _), rows in case.cells().items():
         losses: dict[float, list[float]] = {}
@@ -375,8 +388,9 @@ GUARDS: dict[str, Guard] = {
         None,
     ),
     "repeated_text": Guard(repeated_text, "refuse", None),
-    "unequal_tuning": Guard(unequal_tuning, "refuse", "flag"),
+    "unequal_tuning": Guard(unequal_tuning, "refuse", "refuse"),
     "untuned": Guard(untuned, "flag", None),
+    "ablation": Guard(ablation, "refuse", "flag"),
     "edge": Guard(edge, "refuse", "flag"),
     "chosen_in_place": Guard(chosen_in_place, "refuse", None),
     "few_seeds": Guard(few_seeds, "refuse", None),

@@ -12,7 +12,7 @@ from analysis import compare, noise, plots
 from analysis.frame import compact
 from analysis.isoflop import minima
 from analysis.noise import Noise
-from analysis.report import differences_table, facts
+from analysis.report import asks_gains, differences_table, facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,9 +25,12 @@ RUN_COLUMNS = ("arm", "budget", "rung", "D", "L", "parameters_body", "seed_init"
 
 def publish(study_dir: str | Path, out: str | Path) -> Path:
     """Writes <name>.md, <name>.csv, <name>.png and <name>-isoflops.png into `out`; returns the page's path. Raises ValueError
-    for records that can not be read."""
+    for records that can not be read, and for a study of gains, whose answer is of another kind."""
     from analysis.answer import analyse
 
+    if asks_gains(study_dir):
+        raise ValueError(f"{study_dir}: a study of gains has a page of its own kind and is not published as Markdown; "
+                         "keep report.html and verdict.json of `lab report`")  # fmt: skip
     answer, directory = analyse(study_dir), Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     name = answer.study["name"]

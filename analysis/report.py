@@ -29,7 +29,7 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
     Returns the page's path. Runs that are missing, failed or diverged are named on the page, and what can not be said
     without them is refused there. Raises ValueError for records that can not be read.
     """
-    if _asks_gains(study_dir):
+    if asks_gains(study_dir):
         from analysis import gains_report
 
         return gains_report.report(study_dir, out)
@@ -51,7 +51,7 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
 
 def summary(study_dir: str | Path) -> str:
     """The verdicts, the table of differences and the caveats as plain text."""
-    if _asks_gains(study_dir):
+    if asks_gains(study_dir):
         from analysis import gains, gains_report
 
         return gains_report.text(gains.analyse(study_dir))
@@ -60,7 +60,7 @@ def summary(study_dir: str | Path) -> str:
     return text(analyse(study_dir))
 
 
-def _asks_gains(study_dir: str | Path) -> bool:
+def asks_gains(study_dir: str | Path) -> bool:
     """Whether the study asks if arms train faster, which has a page of its own."""
     from lab import plan_file
 

@@ -164,7 +164,7 @@ def solve(study: Study) -> Plan:
     said += _check_epochs(study, rows)
     said += guards.check(study.name, {"baseline": study.baseline, **_asked(study)}, rows)
     said += _left_out(study)
-    said += _same_functions(study, rows) if study.gains is None else []  # there arms are one function by design
+    said += _same_functions(study, rows)
     return Plan(study=study, runs=tuple(rows), warnings=tuple(said))
 
 
@@ -307,7 +307,7 @@ def _left_out(study: Study) -> list[str]:
 
 
 def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
-    """Arms whose dials have no effect at some rung, so that they are one function there."""
+    """Arms that differ in dials which have no effect at some rung, so that they are one function there."""
     said = set()
     cells: dict[tuple[float, int], dict[str, PlannedRun]] = {}
     for row in rows:
@@ -316,7 +316,8 @@ def _same_functions(study: Study, rows: list[PlannedRun]) -> list[str]:
         members = list(of_arms.values())
         for i, a in enumerate(members):
             for b in members[i + 1 :]:
-                if (a.run.objective, a.run.shape, a.run.options) == (b.run.objective, b.run.shape, b.run.options):
+                alike = all(getattr(a.run, part) == getattr(b.run, part) for part in ("objective", "shape", "options"))
+                if alike and a.run.structure != b.run.structure:
                     longest = max(form.S for form in forms(a.run.objective))
                     one, other = (canonical(x.run.structure, L=x.run.shape.L, S=longest, loss=x.run.objective.loss)
                                   for x in (a, b))  # fmt: skip

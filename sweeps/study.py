@@ -115,6 +115,9 @@ class Study:
         ascending = sorted(set(self.budgets)) == list(self.budgets) and self.budgets[0] > 0
         require(ascending, "study.budgets", self.budgets, "give positive budgets in ascending order, each once")
         require(self.window >= 1, "study.window", self.window, "use at least 1 rung at each budget")
+        require(
+            self.gains is None or self.window == 1, "study.window", self.window, "gains are claims at one size: use 1"
+        )
         require(self.seeds >= 1, "study.seeds", self.seeds, "use at least 1")
         require(not self.relative or isinstance(self.learning_rate, tuple), "study.relative", self.relative,
                 "only several learning rates can be multiples of the arms' own")  # fmt: skip

@@ -1,9 +1,9 @@
 """Who gains where inputs are long and targets short, and who in the reverse? One total, several shares of targets.
 
-command    for share in 1-16 1-4 1-2 3-4 15-16; do lab run target_share --preset small-$share; done
-           for pairs in docstring body; do lab run target_share --preset small-$pairs; done
+command    for what in 1-16 1-4 1-2 3-4 15-16 docstring body
+           do lab run target_share --preset small-$what && lab report target_share-$what; done
            python -m sweeps.studies.target_share runs/target_share-* --out docs/studies
-           the first for 128 bytes of text, of which so much are targets; the second on pairs cut from Python source: code ->
+           numbers: of 128 bytes of text, so much are targets; names: pairs cut from Python source, code ->
            first sentence of its docstring (long -> short), signature and docstring -> body (short -> long)
 cost       `lab plan` says it; not run yet
 expected   docs/studies/README.md says what was found, once it was run

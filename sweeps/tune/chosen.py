@@ -14,7 +14,7 @@ from sweeps.study import OWN, TUNED, Study
 from sweeps.tune.rules import Regret, Rule, Rules, Scalar, find, read, setup
 
 # Without these alike a rate says nothing about another arm's; other differences are said in a note.
-DECISIVE = ("structure", "objective", "loss", "optimizer")
+DECISIVE = ("structure", "objective", "loss", "optimizer", "technique", "parametrization.name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +95,16 @@ class Chosen:
         found: dict[tuple[str, str, str], tuple[str, Scalar, Scalar]] = {}
         for arm, template in self.study.arms.items():
             here, there = setup(replace(template, batch=self.study.batch_of(arm))), self.rule(arm).setup
-            for name in here:
-                if name in there and here[name] != there[name] and name not in self.rule(arm).optimizer:
-                    found[name, str(there[name]), str(here[name])] = (name, there[name], here[name])
+            for name in dict.fromkeys([*there, *here]):
+                was, now = there.get(name), here.get(name)
+                if was != now and name.removeprefix("optimizer.") not in self.rule(arm).optimizer:
+                    found[name, str(was), str(now)] = (name, was, now)
         return list(found.values())
 
 
 def chosen(study: Study) -> Chosen | None:
     """The rules that the study names; None where it names none. Raises ValueError for an arm without a rule, or with one of
-    another structure, objective or optimizer, and for arms that were not tuned alike."""
+    another structure, objective or optimizer. That arms were tuned alike is a guard's (analysis.guards)."""
     if not (isinstance(study.learning_rate, str) and study.learning_rate.startswith(TUNED)):
         return None
     path = find(study.learning_rate.removeprefix(TUNED))
@@ -113,12 +114,6 @@ def chosen(study: Study) -> Chosen | None:
     one = Chosen(study=study, path=path, rules=found, of=of)
     for arm, name in one.of.items():
         _check(study, arm, name, found, path)
-    trials = {name: found.rules[name].trials for name in one.of.values()}
-    if len(set(trials.values())) > 1:
-        raise ValueError(
-            f"study {study.name}: its arms were not tuned alike: {', '.join(f'{a} by {n} trials' for a, n in trials.items())} "
-            f"({path}); tune them together with `lab tune`, or use one rule for all with rules={{...}}"
-        )
     return one
 
 

@@ -165,8 +165,9 @@ def _held_out(law: PowerLaw, scatter: Scatter, best: Optimum, size: Size) -> Hel
 
 
 def _coordinates(trials: Trials, outcomes: Outcomes, arm: str) -> tuple[Coordinate, ...]:
-    """Each other value against the trials with nothing changed, paired by cell and seed; the interval is Student's over those
-    pairs, of level 1 - 0.05 / values tried (Bonferroni). Of one setting's values that are better beyond it, the best is
+    """Each other value against the trials with nothing changed, paired by cell and seed. A cell's seeds share what the value
+    does there, so that the interval is Student's over cells, of level 1 - 0.05 / (values tried x arms) (Bonferroni): what one
+    arm adopts by chance would be a difference between arms. Of one setting's values that are better beyond it, the best is
     adopted; the batch is the study's, and is reported only."""
     mine = [t for t in trials.trials if t.arm == arm and t.stage != "grid"]
     base = {(t.cell, t.row.replicate): outcomes[t.row.run_id].loss for t in mine if t.stage == "centre"}
@@ -176,11 +177,14 @@ def _coordinates(trials: Trials, outcomes: Outcomes, arm: str) -> tuple[Coordina
         tried.setdefault((trial.path, index), []).append(trial)
     found = []
     for (path, _), those in tried.items():
-        gaps = np.array([outcomes[t.row.run_id].loss - base[t.cell, t.row.replicate] for t in those])
+        by_cell: dict[Cell, list[float]] = {}
+        for t in those:
+            by_cell.setdefault(t.cell, []).append(outcomes[t.row.run_id].loss - base[t.cell, t.row.replicate])
+        gaps = np.array([np.mean(of_cell) for of_cell in by_cell.values()])
         mean = low = high = None
         if np.isfinite(gaps).all():
             mean = float(gaps.mean())
-            t = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / len(tried), max(len(gaps) - 1, 1)))
+            t = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / len(tried) / len(trials.tuning.arms), max(len(gaps) - 1, 1)))
             half = t * float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
             low, high = (mean - half, mean + half) if math.isfinite(half) else (None, None)
         found.append(Coordinate(path=path, value=those[0].value, difference=mean, low=low, high=high, adopted=False))

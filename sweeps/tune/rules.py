@@ -241,9 +241,12 @@ def find(name: str) -> Path:
 
 def setup(run: Run) -> dict[str, Scalar]:
     """What a rule depends on besides size and tokens."""
-    fields = {
-        **vars(run.options),
-        **{k: v for k, v in vars(run.optimizer).items() if k not in ("name", "learning_rate")},
+    parts = {
+        "options": vars(run.options),
+        "optimizer": {k: v for k, v in vars(run.optimizer).items() if k not in ("name", "learning_rate")},
+        "parametrization": vars(run.options.parametrization),
+        "extra": run.optimizer.extra,
+        "technique": run.technique.settings if run.technique else {},
     }
     return {
         "structure": run.structure.name,
@@ -254,8 +257,11 @@ def setup(run: Run) -> dict[str, Scalar]:
         "batch": run.batch,
         "precision": run.precision,
         "optimizer": run.optimizer.name,
-        **{name: value for name, value in fields.items() if isinstance(value, Scalar)},
-    }
+        "technique": run.technique.name if run.technique else None,
+        "charged": run.technique.charged if run.technique else True,
+        **{f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()
+           if isinstance(value, Scalar)},
+    }  # fmt: skip
 
 
 def _refuse(constant: str) -> float:

@@ -114,28 +114,43 @@ def fit(points: Sequence[Point], columns: Columns) -> PowerLaw:
 
 
 def fit_together(arms: Mapping[str, Sequence[Point]], columns: Columns) -> dict[str, PowerLaw]:
-    """A constant for each arm and the same exponents for all. About each arm's own centre the two are independent, so that
-    an arm's covariance is that of its mean beside that of the exponents, which all arms' cells determine."""
+    """A constant for each arm and the same exponents for all, by least squares. Their covariance is `_with_cells`'s."""
     own = {arm: fit(points, ()) for arm, points in arms.items()}
-    x_ik = np.concatenate([
-        np.log([[measure(point.size, name) / own[arm].centre[name] for name in columns] for point in points])
-        for arm, points in arms.items()
-    ]).reshape(-1, len(columns))  # fmt: skip
-    y_i = np.concatenate(
-        [[math.log(point.rate) - own[arm].log_rate for point in points] for arm, points in arms.items()]
+    x_ik = np.concatenate([_away(points, own[arm], columns) for arm, points in arms.items()])
+    y_i = np.concatenate([np.log([point.rate for point in points]) - own[arm].log_rate for arm, points in arms.items()])
+    exponents = np.linalg.pinv(x_ik.T @ x_ik) @ x_ik.T @ y_i
+    return {arm: replace(law, columns=columns, exponents=tuple(map(float, exponents))) for arm, law in own.items()}
+
+
+def _away(points: Sequence[Point], law: PowerLaw, columns: Columns) -> np.ndarray:
+    """[cells, columns]: logarithms, from the law's centre."""
+    logs = [[math.log(measure(point.size, name) / law.centre[name]) for name in columns] for point in points]
+    return np.array(logs).reshape(len(points), len(columns))
+
+
+def _with_cells(
+    arms: Mapping[str, Sequence[Point]], laws: Mapping[str, PowerLaw]
+) -> tuple[dict[str, PowerLaw], "Scatter"]:
+    """What is known of laws with the same exponents, of arms that have the same cells in the same order.
+
+    Where a power law does not fit a cell, it does not fit it for any arm: arms are no replicates of that. So residuals are
+    taken apart, into their mean in each cell and what is left beside it. Exponents, and what all constants have in common, are
+    known as well as the cells' means say, which are as few as the cells; an arm's own constant besides as what is left says.
+    """
+    (first, *_), A = laws.values(), len(laws)
+    residual_ac = np.array([[math.log(point.rate / laws[arm].rate(point.size)) for point in arms[arm]] for arm in laws])
+    C, coefficients = residual_ac.shape[1], 1 + len(first.columns)
+    mean_c, dof = residual_ac.mean(0), residual_ac.shape[1] - coefficients
+    left = float(((residual_ac - mean_c) ** 2).sum()) / max((A - 1) * (C - 1), 1)
+    between = float((mean_c**2).sum()) / dof if dof > 0 else math.nan
+    X_ck = np.concatenate(
+        [np.ones((C, 1)), np.mean([_away(arms[arm], laws[arm], first.columns) for arm in laws], 0)], 1
     )
-    inverse_kk = np.linalg.pinv(x_ik.T @ x_ik)
-    exponents = inverse_kk @ x_ik.T @ y_i
-    residual_i, laws, first = y_i - x_ik @ exponents, {}, 0
-    for arm, points in arms.items():
-        unscaled_kk = np.zeros((1 + len(columns),) * 2)
-        unscaled_kk[0, 0], unscaled_kk[1:, 1:] = 1 / len(points), inverse_kk
-        rss = float((residual_i[first : first + len(points)] ** 2).sum())
-        first += len(points)
-        laws[arm] = replace(
-            own[arm], columns=columns, exponents=tuple(map(float, exponents)), unscaled_kk=unscaled_kk, rss=rss
-        )
-    return laws
+    scatter = Scatter(sd=math.sqrt(between + left), dof=max(dof, 0))
+    covariance = between * np.linalg.pinv(X_ck.T @ X_ck)
+    covariance[0, 0] += left / C
+    unscaled_kk = covariance / scatter.sd**2 if scatter.sd > 0 else np.linalg.pinv(X_ck.T @ X_ck)
+    return {arm: replace(law, unscaled_kk=unscaled_kk) for arm, law in laws.items()}, scatter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +166,8 @@ class Scatter:
         return float(stats.t.ppf((1 + LEVEL) / 2, self.dof)) if self.dof else math.nan
 
 
-def pooled_scatter(laws: Sequence[PowerLaw], shared: int = 0) -> Scatter:
-    """shared: coefficients that all of them have in common, which their own degrees of freedom do not count."""
-    dof = sum(law.dof for law in laws) - shared
+def pooled_scatter(laws: Sequence[PowerLaw]) -> Scatter:
+    dof = sum(law.dof for law in laws)
     return Scatter(sd=math.sqrt(sum(law.rss for law in laws) / dof) if dof else math.nan, dof=dof)
 
 
@@ -178,7 +192,7 @@ class Nested:
 @dataclass(frozen=True, kw_only=True)
 class Laws:
     """A rule for each arm. Their exponents are the same unless an F test at 5% says that they differ: exponents of few cells
-    an arm are worth little at other sizes. one: a single rule for all arms, and the test of it against these."""
+    an arm are worth little at other sizes. one: a single rule for all arms, and the test of whether constants differ from it."""
 
     of: Mapping[str, PowerLaw]
     scatter: Scatter
@@ -189,21 +203,32 @@ class Laws:
 
 
 def laws_of(arms: Mapping[str, Sequence[Point]], columns: Columns) -> Laws:
+    """arms: their points, of the same cells in the same order. Both tests are within cells: what a cell does to all arms alike
+    is no evidence about any of them."""
     own = {arm: fit(points, columns) for arm, points in arms.items()}
     together = fit_together(arms, columns)
     one = fit([point for points in arms.values() for point in points], columns)
+    names, C, k = list(arms), len(next(iter(arms.values()))), len(columns)
+    y_i = np.log([point.rate for points in arms.values() for point in points])
+    x_ik = np.concatenate([_away(points, one, columns) for points in arms.values()])
+    of_cell, of_arm = np.tile(np.eye(C), (len(names), 1)), np.repeat(np.eye(len(names)), C, axis=0)
+    slopes = (of_arm[:, :, None] * x_ik[:, None, :]).reshape(len(y_i), len(names) * k)
 
-    def left(laws: Mapping[str, PowerLaw], shared: int = 0) -> tuple[float, int]:
-        return sum(law.rss for law in laws.values()), sum(law.dof for law in laws.values()) - shared
+    def left(*blocks: np.ndarray) -> tuple[float, int]:
+        """Squared residuals, and their degrees of freedom."""
+        X = np.concatenate(blocks, axis=1)
+        beta, _, rank, _ = np.linalg.lstsq(X, y_i, rcond=1e-10)
+        return float(((y_i - X @ beta) ** 2).sum()), len(y_i) - int(rank)
 
-    differ = Nested.of(left(together, len(columns)), left(own))
-    shared = not differ.p < 1 - LEVEL
-    chosen, count = (together, len(columns)) if shared else (own, 0)
+    constants = left(of_cell, of_arm, x_ik)
+    differ = Nested.of(constants, left(of_cell, of_arm, slopes))
+    shared = len(names) > 1 and not differ.p < 1 - LEVEL
+    chosen, scatter = _with_cells(arms, together) if shared else (own, pooled_scatter(list(own.values())))
     return Laws(
         of=chosen,
-        scatter=pooled_scatter(list(chosen.values()), count),
+        scatter=scatter,
         shared=shared,
         exponents_differ=differ,
         one=one,
-        rules_differ=Nested.of((one.rss, one.dof), left(chosen, count)),
+        rules_differ=Nested.of(left(of_cell, x_ik), constants),
     )

@@ -6,7 +6,7 @@ expected   docs/no-train-no-gain.md; then `learning_rate="tuned:gains"` in the s
 """
 
 from lab.spec import Data
-from sweeps.studies.no_train_no_gain import BASELINE, MORE, NO_OP, PRESETS, against, templates
+from sweeps.studies.no_train_no_gain import BASELINE, MORE, NO_OP, PRESETS, against, budgets, templates
 from sweeps.study import corpus
 from sweeps.tune.tuning import Tuning
 
@@ -20,7 +20,7 @@ def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
         name="gains" if preset == "small" else f"gains-{preset}",
         arms={first: arms.pop(first), **arms},
         against=against(arms),
-        budgets=chosen.budgets,
+        budgets=budgets(preset, data),
         sizes=(chosen.shape,),
         batch=chosen.batch,
         rates=(0.25, 0.5, 1.0, 2.0, 4.0),

@@ -1,8 +1,8 @@
 """Chung's six structures, each dial alone, and decoder-only with loss on all tokens, tuned alike on Python source.
 
 command    lab tune ladder --rules sweeps/rules/ladder.json
-cost       1.1e14 FLOPs in 900 trials, and a few more where grids are moved; planned 39 minutes on 2 CPU cores
-expected   not run yet at `small`; then `learning_rate="tuned:ladder"` in the studies that have these arms
+cost       9.3e13 FLOPs in 700 trials, and a few more where grids are moved; about half an hour on 2 CPU cores
+expected   sweeps/rules/ladder.json and docs/studies/tuning-ladder.md, trained on a GPU
 
 small: S = T = 64 bytes. gpu: the six steps alone, 4 layers, S = T = 128, bf16; --rules sweeps/rules/ladder-gpu.json.
 settings: as small, and beta2 and weight decay on either side of AdamW's usual ones. smoke: two arms at sizes that show in a

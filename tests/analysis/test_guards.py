@@ -115,6 +115,7 @@ UNFAIR = {
         with_rules(lambda arms: arms["arm"].update(trials=24)),
         with_rules(lambda arms: arms.pop("arm")),
     ],
+    "ablation": [with_rows(lambda row: row.update(charged=False))],
     "untuned": [with_rules(lambda arms: arms.clear())],
     "edge": [with_rules(lambda arms: arms["arm"]["regret"].update(beyond=2)), best_rate_at_the_end],
     "chosen_in_place": [rates_in_place],
