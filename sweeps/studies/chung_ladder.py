@@ -16,46 +16,31 @@ The steps, each from the one before:
 And each dial alone, from the encoder-decoder (its cross dial alone is 1b); the GPU's preset leaves these out.
 """
 
-from typing import Any
+from dataclasses import replace
 
 from lab.spec import Data
 from lab.structure import ALONE, LADDER
-from sweeps.ladder import ladder
-from sweeps.study import Study, arm, corpus
+from sweeps.scale import FULL, GPU, SMALL
+from sweeps.study import Study, arm
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": dict(
-        budgets=(3e10, 1.2e11, 4.8e11, 1.92e12), widths=(8, 12, 16, 24, 32, 48, 64), depth=2, S=64, batch=8, seeds=1
-    ),
-    "gpu": dict(budgets=(2.5e12, 1e13, 4e13), widths=(32, 48, 64, 96, 128, 192), depth=4, S=128, batch=32, seeds=1),
-    "full": dict(
-        budgets=(1e17, 4e17, 1.6e18, 6.4e18, 2.56e19),
-        widths=(256, 384, 512, 640, 768, 1024, 1280, 1536),
-        depth=12,
-        S=512,
-        batch=128,
-        seeds=3,
-    ),
+PRESETS = {
+    "small": replace(SMALL, budgets=(*SMALL.budgets, 1.92e12), widths=(*SMALL.widths, 64), seeds=1),
+    "gpu": replace(GPU, budgets=(2.5e12, 1e13, 4e13), widths=(32, *GPU.widths[:-1]), seeds=1),
+    "full": FULL,
 }
-RULES = {"small": "tuned:ladder", "gpu": "tuned:ladder-gpu", "full": "porian"}
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
-    chosen = PRESETS[preset]
-    big = preset != "small"
-    data = data or corpus("python", allow_repeat=preset == "full")  # a plan: real runs of that size need more text
-    settings: dict[str, Any] = dict(S=chosen["S"], T=chosen["S"], precision="bf16" if big else "f32")
-    arms = {name: arm(name, data, **settings) for name in LADDER}
+    scale = PRESETS[preset]
+    data = data or scale.corpus()
+    arms = {name: arm(name, data, **scale.halves) for name in LADDER}
     if preset != "gpu":  # the six steps alone fit into minutes of one GPU
-        arms |= {name: arm(structure, data, **settings) for name, structure in ALONE.items()}
+        arms |= {name: arm(structure, data, **scale.halves) for name, structure in ALONE.items()}
     return Study(
         name="chung_ladder",
         question="Removing one piece of an encoder-decoder's structure at a time: what does each cost at matched compute?",
         arms=arms,
         baseline="encoder_decoder",
-        budgets=chosen["budgets"],
-        sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
-        batch=chosen["batch"],
-        seeds=chosen["seeds"],
-        learning_rate=RULES[preset],
+        sizes=scale.sizes(),
+        **scale.study,
     )

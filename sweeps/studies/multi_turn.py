@@ -22,34 +22,21 @@ from analysis.plots import COLOURS, MARKERS, save, style
 from analysis.report import VERDICT
 from lab import cost, plan_file, serving_cost, spec
 from lab.spec import Data, Options, Run
-from sweeps.ladder import ladder
-from sweeps.study import Study, arm, corpus
+from sweeps.scale import SCALES
+from sweeps.study import Study, arm
 
 TURN = 16
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": dict(
-        budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, S=96, T=32, batch=8, seeds=3
-    ),
-    "gpu": dict(
-        budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, S=192, T=64, batch=32, seeds=3
-    ),
-    "full": dict(
-        budgets=(1e17, 4e17, 1.6e18, 6.4e18),
-        widths=(256, 384, 512, 640, 768, 1024, 1280),
-        depth=12,
-        S=768,
-        T=256,
-        batch=128,
-        seeds=3,
-    ),
-}
+PRESETS = SCALES
 TURNS, USER, REPLY = 8, 32, 16  # of the conversation that is priced, in tokens
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
-    chosen = PRESETS[preset]
-    data = data or corpus("python", allow_repeat=preset == "full")
-    settings: dict[str, Any] = dict(S=chosen["S"], T=chosen["T"], precision="f32" if preset == "small" else "bf16")
+    scale = PRESETS[preset]
+    data = data or scale.corpus()
+    settings: dict[str, Any] = scale.halves | {
+        "S": 3 * scale.text // 4,
+        "T": scale.text // 4,
+    }  # what is said, and what is answered
     return Study(
         name="multi_turn",
         question="Which structure gives the best quality for what a conversation costs?",
@@ -60,12 +47,9 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
             "decoder_only": arm("decoder_only", data, **settings),
         },
         baseline="decoder_only",
-        budgets=chosen["budgets"],
-        sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
-        batch=chosen["batch"],
-        seeds=chosen["seeds"],
-        learning_rate="tuned:ladder" if preset == "small" else "porian",
-        rules={"prefix_lm_turns": "prefix_lm"} if preset == "small" else {},
+        sizes=scale.sizes(),
+        rules={"prefix_lm_turns": "prefix_lm"} if scale.tuned else {},
+        **scale.study,
     )
 
 

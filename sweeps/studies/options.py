@@ -9,11 +9,11 @@ The question of Narang et al. 2021 (arXiv 2102.11972), who found that few transf
 differences are corrected for their number (Holm).
 """
 
-from typing import Any
+from dataclasses import replace
 
 from lab.spec import Data, Options
-from sweeps.ladder import ladder
-from sweeps.study import Study, arm, corpus
+from sweeps.scale import FULL, GPU, SMALL
+from sweeps.study import Study, arm
 
 BASELINE = "default"  # RMSNorm before, SwiGLU, RoPE, QK-norm, tied embeddings
 ZOO = {
@@ -40,36 +40,22 @@ ZOO = {
     "factorised_8": Options(embedding_width=8),
     "shared_layers": Options(share_layers=True),
 }
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": dict(budgets=(1e10, 4e10, 1.6e11), widths=(8, 12, 16, 24, 32), window=3, depth=2, S=64, batch=8, seeds=3),
-    "gpu": dict(
-        budgets=(1e12, 4e12, 1.6e13), widths=(32, 48, 64, 96, 128), window=3, depth=4, S=128, batch=16, seeds=3
-    ),
-    "full": dict(
-        budgets=(1e17, 4e17, 1.6e18),
-        widths=(256, 384, 512, 640, 768, 1024),
-        window=4,
-        depth=12,
-        S=512,
-        batch=128,
-        seeds=3,
-    ),
+# `tuned:zoo` once that tuning has been run: the rules of the ladder know none of these arms.
+PRESETS = {
+    "small": replace(SMALL, budgets=(1e10, 4e10, 1.6e11), widths=SMALL.widths[:-1], window=3, learning_rate="lab"),
+    "gpu": replace(GPU, budgets=(1e12, 4e12, 1.6e13), widths=(32, *GPU.widths[:-2]), window=3, batch=16),
+    "full": replace(FULL, budgets=FULL.budgets[:3], widths=FULL.widths[:6]),
 }
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
-    chosen = PRESETS[preset]
-    data = data or corpus("python", allow_repeat=preset == "full")
-    settings: dict[str, Any] = dict(S=chosen["S"], T=chosen["S"], precision="f32" if preset == "small" else "bf16")
+    scale = PRESETS[preset]
+    data = data or scale.corpus()
     return Study(
         name="options",
         question="Which modification of a decoder-only transformer still pays at matched compute?",
-        arms={name: arm("decoder_only", data, options=options, **settings) for name, options in ZOO.items()},
+        arms={name: arm("decoder_only", data, options=options, **scale.halves) for name, options in ZOO.items()},
         baseline=BASELINE,
-        budgets=chosen["budgets"],
-        sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if preset == "full" else 16),
-        window=chosen["window"],
-        batch=chosen["batch"],
-        seeds=chosen["seeds"],
-        learning_rate="lab" if preset == "small" else "porian",  # `tuned:zoo` once that tuning has been run
+        sizes=scale.sizes(),
+        **scale.study,
     )

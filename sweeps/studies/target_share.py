@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from analysis.plots import COLOURS, MARKERS, save, style
 from analysis.report import VERDICT
 from lab import plan_file
 from lab.data.pairs import pairs_objective
-from lab.spec import Data
+from lab.spec import Data, Evaluation, Objective
 from sweeps.grid import target_share
-from sweeps.ladder import ladder
+from sweeps.scale import SCALES
 from sweeps.study import Study, arm, corpus
 
 COLUMNS = ("arm", "budget", "value", "low", "high", "p_holm", "detectable")
@@ -39,50 +40,37 @@ PAIRS = {
     "docstring": dict(corpus="python_docstrings", inputs=(128, 256), targets=(32, 64)),
     "body": dict(corpus="python_bodies", inputs=(64, 128), targets=(128, 256)),
 }
-SIZES: dict[str, dict[str, Any]] = {
-    "small": dict(budgets=(3e10, 1.2e11, 4.8e11), widths=(8, 12, 16, 24, 32, 48), depth=2, total=128, batch=8, seeds=2),
-    "gpu": dict(budgets=(5e12, 2e13, 8e13), widths=(48, 64, 96, 128, 192, 256), depth=4, total=256, batch=32, seeds=3),
-    "full": dict(
-        budgets=(1e17, 4e17, 1.6e18, 6.4e18),
-        widths=(256, 384, 512, 640, 768, 1024, 1280),
-        depth=12,
-        total=1024,
-        batch=128,
-        seeds=3,
-    ),
-}
 PRESETS = {
-    **{size: (size, "1-2") for size in SIZES},
-    **{f"{size}-{share}": (size, share) for size in SIZES for share in SHARES},
+    **{size: (size, "1-2") for size in SCALES},
+    **{f"{size}-{share}": (size, share) for size in SCALES for share in SHARES},
     **{f"{size}-{pairs}": (size, pairs) for size in ("small", "gpu") for pairs in PAIRS},
 }
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
     size, what = PRESETS[preset]
-    chosen, precision = SIZES[size], "f32" if size == "small" else "bf16"
+    scale = SCALES[size]
     if what in PAIRS:
-        pairs = PAIRS[what]
-        data = data or corpus(pairs["corpus"])
+        pairs, scale = PAIRS[what], replace(scale, batch=scale.batch // 2)  # pairs are up to three times as long
+        data = data or corpus(pairs["corpus"], allow_repeat=True)  # Python's own library has few: 4 to 17 epochs
         objective = pairs_objective(data, inputs=pairs["inputs"], targets=pairs["targets"])
-        arms = {name: arm(name, data, objective=objective, precision=precision) for name in ARMS}
         question = f"Which structure suits {what}s, written from Python source?"
     else:
-        data = data or corpus("python", allow_repeat=size == "full")
-        S, T = target_share(chosen["total"], Fraction(*map(int, what.split("-"))))
-        arms = {name: arm(name, data, S=S, T=T, precision=precision) for name in ARMS}
+        data = data or scale.corpus()
+        S, T = target_share(scale.text, Fraction(*map(int, what.split("-"))))
+        objective = Objective(S=S, T=T)
         question = f"Which structure pays where {T} of {S + T} tokens are targets?"
+    scored = Evaluation(examples=128 if what in PAIRS else 512)
     return Study(
         name=f"target_share-{what}",
         question=question,
-        arms=arms,
+        arms={
+            name: arm(name, data, objective=objective, evaluation=scored, precision=scale.precision) for name in ARMS
+        },
         baseline="decoder_only",
-        budgets=chosen["budgets"],
-        sizes=ladder(*chosen["widths"], depth=chosen["depth"], head_width=64 if size == "full" else 16),
-        batch=chosen["batch"],
-        seeds=chosen["seeds"],
-        learning_rate="tuned:ladder" if size == "small" else "porian",
-        rules={name: name for name in ARMS} if size == "small" else {},  # tuned on text, S = T = 64
+        sizes=scale.sizes(),
+        rules={name: name for name in ARMS} if scale.tuned else {},  # tuned on halves of a text
+        **scale.study,
     )
 
 

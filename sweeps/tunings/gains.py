@@ -12,7 +12,8 @@ from sweeps.tune.tuning import Tuning
 
 
 def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
-    chosen, data = PRESETS[preset], data or corpus("python")
+    chosen = PRESETS[preset]
+    data = data or corpus("python", allow_repeat=bool(chosen.updates))
     arms = templates(preset, data)
     arms = {name: run for name, run in arms.items() if name.split("/")[1] not in (NO_OP, MORE)}
     first = f"{chosen.families[0]}/{BASELINE}"

@@ -1,5 +1,6 @@
 """Plans: matched or refused, equal to what the program costs, made without a device."""
 
+import importlib
 import math
 import os
 import subprocess
@@ -23,6 +24,9 @@ from lab.structure import STRUCTURES
 from runs import make_run
 from sweeps import ladder, match
 from sweeps.study import shipped
+from sweeps.tune.trials import grid_trials
+from sweeps.tune.tuning import TUNINGS
+from sweeps.tune.tuning import load as load_tuning
 
 V = 260
 MINE = """
@@ -258,3 +262,18 @@ def test_arms_trained_differently_are_compared_where_they_are_scored_alike(mine)
     splits = other.objective.S
     arms["prefix_lm"] = replace(arms["prefix_lm"], evaluation=replace(other.evaluation, splits=(splits,)))
     assert sweeps.plan(replace(mine, arms=arms)).runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*shipped(), *shipped(TUNINGS)}))
+def test_every_preset_plans(name):
+    """Also those for a GPU and for a cluster, which nobody trains here; within 1%, which a plan refuses otherwise."""
+    tuned = name not in shipped()
+    module = importlib.import_module(f"sweeps.{'tunings' if tuned else 'studies'}.{name}")
+    for preset in module.PRESETS:
+        if tuned:
+            asked = load_tuning(name, preset)
+            plan = grid_trials(asked, asked.grids)
+        else:
+            plan = sweeps.plan(sweeps.load(name, preset))
+        assert plan.runs and all(row.planned["steps"] >= 1 for row in plan.runs), preset

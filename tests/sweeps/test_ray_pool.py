@@ -25,7 +25,7 @@ from sweeps import Study, arm, corpus
 from sweeps.ladder import ladder
 
 def study(preset="small"):
-    return Study(name="stopped", question="?", baseline="a", budgets=(1e11,), batch=4, window=1, learning_rate=0.01,
+    return Study(name="stopped", question="?", baseline="a", budgets=(4e10,), batch=4, window=1, learning_rate=0.01,
                  arms={"a": arm("decoder_only", corpus("markov"), S=8, T=8)}, seeds=2, sizes=ladder(8, depth=1, head_width=8))
 """
 
@@ -175,7 +175,7 @@ def test_a_study_that_is_stopped_and_goes_on(cluster, tmp_path):
     running.communicate(timeout=60)
     assert running.returncode != 0 and not processes_of(out)
     assert training and {store.history(run_id).last().kind for run_id in training} == {"released"}
-    command += ["--flops", "1"]  # of which nothing is spent yet: each of two workers begins one more
+    command += ["--flops", "6e10"]  # what was spent before the stop counts; with one run done, another may begin
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0 and "2 done" in ended.stderr, ended.stderr
     assert not processes_of(out)
