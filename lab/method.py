@@ -17,6 +17,7 @@ from lab.cost import Active
 from lab.forms import forms
 from lab.objectives import Batch
 from lab.spec import Run
+from lab.technique import TECHNIQUES
 
 
 class Operation(NamedTuple):
@@ -165,8 +166,5 @@ class Method:
 
 def method(run: Run, plain_steps: float = 1.0) -> Method:
     """The run's method; the plain course where it has no technique."""
-    if run.technique is None:
-        return Method(run, plain_steps)
-    from lab.techniques import METHODS  # which need jax
-
-    return METHODS[run.technique.name](run, plain_steps)
+    kind = Method if run.technique is None else TECHNIQUES[run.technique.name].method
+    return kind(run, plain_steps)

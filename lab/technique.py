@@ -1,50 +1,73 @@
-"""What claims to train faster, in numbers: which settings each technique has, what they are where nothing is said, their ranges.
+"""What claims to train faster: one line each, with its settings, and what they are where a run says nothing.
 
 As with optimizers (lab.hyperparameters), no number that a run depends on is left to the code: each is resolved when a
-`Technique` is made and is written into run.json. What the techniques do is lab.techniques'; docs/techniques.md has the sources.
+`Technique` is made and is written into run.json. What the techniques do is lab.techniques'; docs/techniques.md has the sources,
+docs/add-a-technique.md shows how one more is added.
 """
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from lab.checks import check_number, nearest, require
 from lab.hyperparameters import Numbers
 
-# What each technique has, and its value where a run says nothing. Shares are of the budget, in the budget's own unit.
-SETTINGS: dict[str, dict[str, float]] = {
-    "nothing": {},
-    "stacking": dict(doublings=2, first=0.125, second=0.30, third=0.5),
-    "layer_dropping": dict(theta=0.5, gamma=100.0),
-    "selective_backprop": dict(beta=1.0, history=5000),
-    "rho_loss": dict(mega_batch=2, holdout_share=0.25, holdout_charged=1),
-    "ema": dict(decay=0.999),
-    "lawa": dict(window=5, every=0.02),
-}
-# Lowest, highest, whether the lowest itself is out; of all techniques that have a setting of this name.
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "doublings": (0, 3, False),
-    "first": (0.0, 1.0, True),
-    "second": (0.0, 1.0, True),
-    "third": (0.0, 1.0, True),
-    "theta": (0.0, 1.0, False),
-    "gamma": (0.0, 1e6, True),
-    "beta": (0.0, 100.0, False),
-    "history": (1, 10**6, False),
-    "mega_batch": (1, 100, False),
-    "holdout_share": (0.0, 0.9, False),
-    "holdout_charged": (0, 1, False),
-    "decay": (0.0, 0.999999, False),
-    "window": (1, 100, False),
-    "every": (0.0, 1.0, True),
-}
-WHOLE = ("doublings", "history", "mega_batch", "holdout_charged", "window")
+if TYPE_CHECKING:
+    from lab.method import Method
+
+
+class Setting(NamedTuple):
+    """value: where a run says nothing. From low, itself excepted where open_low, to high. whole: a count, or 0 and 1."""
+
+    value: float
+    low: float
+    high: float
+    open_low: bool = False
+    whole: bool = False
+
+
+class Entry:
+    """path: "module:class" of the lab.method.Method, which needs jax and is imported when a run is trained or planned."""
+
+    def __init__(self, path: str, **settings: Setting):
+        self.path, self.settings = path, settings
+
+    @property
+    def method(self) -> "type[Method]":
+        module, name = self.path.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+def _share(value: float) -> Setting:
+    """Of the budget, in the budget's own unit."""
+    return Setting(value, 0.0, 1.0, open_low=True)
+
+
+def _count(value: int, low: int, high: int) -> Setting:
+    return Setting(value, low, high, whole=True)
+
+
+TECHNIQUES: dict[str, Entry] = {
+    "nothing": Entry("lab.method:Method"),
+    "stacking": Entry("lab.techniques.stacking:Stacking", doublings=_count(2, 0, 3),
+                      first=_share(0.125), second=_share(0.30), third=_share(0.5)),
+    "layer_dropping": Entry("lab.techniques.layer_dropping:LayerDropping", theta=Setting(0.5, 0.0, 1.0),
+                            gamma=Setting(100.0, 0.0, 1e6, open_low=True)),
+    "selective_backprop": Entry("lab.techniques.selective_backprop:SelectiveBackprop", beta=Setting(1.0, 0.0, 100.0),
+                                history=_count(5000, 1, 10**6)),
+    "rho_loss": Entry("lab.techniques.rho_loss:RhoLoss", mega_batch=_count(2, 1, 100), holdout_share=Setting(0.25, 0.0, 0.9),
+                      holdout_charged=_count(1, 0, 1)),
+    "ema": Entry("lab.techniques.averaging:Ema", decay=Setting(0.999, 0.0, 0.999999)),
+    "lawa": Entry("lab.techniques.averaging:Lawa", window=_count(5, 1, 100), every=_share(0.02)),
+}  # fmt: skip
 BOUNDARIES = ("first", "second", "third")  # of stacking: when the depth doubles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Technique:
     """charged: what the technique executes is what it is charged. false, a labelled ablation: every update is charged what
-    the plain run's is, whatever it takes. settings: what is not given is the named technique's own (SETTINGS)."""
+    the plain run's is, whatever it takes. settings: what is not given is the named technique's own (TECHNIQUES)."""
 
     name: str
     charged: bool = True
@@ -52,19 +75,19 @@ class Technique:
 
     def __post_init__(self):
         require(bool(self.name) and isinstance(self.name, str), "technique.name", self.name, "name a technique")
-        require(self.name in SETTINGS, "technique.name", self.name, nearest(self.name, list(SETTINGS)))
+        require(self.name in TECHNIQUES, "technique.name", self.name, nearest(self.name, list(TECHNIQUES)))
         require(isinstance(self.charged, bool), "technique.charged", self.charged, "use true or false")
-        own, given = SETTINGS[self.name], self.settings
+        own, given = TECHNIQUES[self.name].settings, self.settings
         require(isinstance(given, Mapping), "technique.settings", given, f"use an object with {list(own)}")
         for name in given:
             if name not in own:
                 has = nearest(str(name), list(own)) if own else f"{self.name} has none"
                 raise ValueError(f"unknown key technique.settings.{name}: {has}")
-        settings = {name: given.get(name, value) for name, value in own.items()}
+        settings = {name: given.get(name, setting.value) for name, setting in own.items()}
         for name, value in settings.items():
-            where, (low, high, open_low) = f"technique.settings.{name}", RANGES[name]
-            check_number(where, value, low, high, open_low=open_low)
-            if name in WHOLE:
+            where, setting = f"technique.settings.{name}", own[name]
+            check_number(where, value, setting.low, setting.high, open_low=setting.open_low)
+            if setting.whole:
                 require(float(value).is_integer(), where, value, "use a whole number")
         object.__setattr__(self, "settings", Numbers({name: float(value) for name, value in settings.items()}))
         if self.name == "stacking":

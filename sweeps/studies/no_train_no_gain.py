@@ -33,12 +33,14 @@ MASKED = 0.15  # of BERT's tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A kind of model with its objective on so many tokens of text, and its baseline's optimizer."""
+    """A kind of model with its objective on so many tokens of text, and its baseline's optimizer: its settings, the learning
+    rate excepted, and at width D what multiple of AdamW's rate it takes."""
 
     structure: str
     objective: Callable[[Data, int], Objective]
     options: Options
-    optimizer: Mapping[str, Any]  # of Optimizer, the learning rate excepted
+    optimizer: Mapping[str, Any]
+    multiple: Callable[[int], float] = lambda D: 1.0
 
 
 FAMILIES = {
@@ -46,56 +48,69 @@ FAMILIES = {
     "bert": Family(
         structure="encoder_only",
         objective=lambda data, text: Objective(name="masked_lm", S=text, T=round(MASKED * text)),
-        options=Options(norm="layer", mlp="geglu", qk_norm=False),
+        options=Options(norm="layer", mlp="geglu", qk_norm=False, encoding="sinusoidal"),
         optimizer=dict(beta2=0.98, eps=1e-12, weight_decay=0.01, clip=0.5, schedule="linear", warmup=0.5),
     ),
-    # nanoT5's cosine, whose warm-up begins at half of the peak there and at 0 here.
+    # nanoT5's AdamW, which multiplies the rate by the RMS of what it updates, some D^-0.5; its cosine, whose warm-up begins at
+    # half of the peak there and at 0 here.
     "t5": Family(
         structure="encoder_decoder",
         objective=lambda data, text: corrupted(text),
-        options=Options(mlp="geglu", qk_norm=False, tied_embeddings=False),
-        optimizer=dict(beta2=0.999, eps=1e-6, weight_decay=0.0, clip=1.0, warmup=0.15, final=1e-5),
+        options=Options(mlp="geglu", qk_norm=False, tied_embeddings=False, encoding="t5"),
+        optimizer=dict(name="adamw_scale", warmup=0.15, final=1e-5),
+        multiple=lambda D: D**0.5,
     ),
     "decoder": Family(structure="decoder_only", objective=causal_lm, options=Options(), optimizer=dict(beta2=0.95)),
 }
 
 
-def _optimizer(**changes: Any) -> Callable[[Run], Run]:
-    return lambda base: replace(base, optimizer=replace(base.optimizer, **changes))
+# What an arm is, of its family's baseline and AdamW's rate there.
+Change = Callable[[Run, float], Run]
 
 
-def _other(name: str, times: float, **changes: Any) -> Callable[[Run], Run]:
-    """Another optimizer with its own defaults, at so many times the baseline's rate, on the baseline's schedule."""
+def _schedule(**changes: Any) -> Change:
+    return lambda base, rate: replace(base, optimizer=replace(base.optimizer, **changes))
 
-    def changed(base: Run) -> Run:
+
+def _other(name: str, times: float, **changes: Any) -> Change:
+    """Another optimizer with its own defaults, at so many times AdamW's rate, on the baseline's schedule."""
+
+    def changed(base: Run, rate: float) -> Run:
         old = base.optimizer
         kept: dict[str, Any] = dict(schedule=old.schedule, warmup=old.warmup, final=old.final, decay=old.decay)
-        return replace(base, optimizer=Optimizer(name=name, learning_rate=times * old.learning_rate, **kept | changes))
+        return replace(base, optimizer=Optimizer(name=name, learning_rate=times * rate, **kept | changes))
 
     return changed
 
 
-def _technique(name: str, *, charged: bool = True, **settings: float) -> Callable[[Run], Run]:
-    return lambda base: replace(base, technique=Technique(name=name, charged=charged, settings=Numbers(settings)))
+def _technique(name: str, *, charged: bool = True, **settings: float) -> Change:
+    technique = Technique(name=name, charged=charged, settings=Numbers(settings))
+    return lambda base, rate: replace(base, technique=technique)
 
 
-# What each arm is, of its family's baseline. Rates are where tuning starts from.
-ARMS: dict[str, Callable[[Run], Run]] = {
+# Rates are where tuning starts from.
+ARMS: dict[str, Change] = {
     "stacking": _technique("stacking"),
     "layer_dropping": _technique("layer_dropping"),
+    "selective_backprop": _technique("selective_backprop"),
+    "rho_loss": _technique("rho_loss"),
+    "rho_loss_free": _technique("rho_loss", charged=False),
     "ema": _technique("ema"),
     "lion": _other("lion", 0.2),
+    "sophia_g": _other("sophia_g", 0.5),
     "muon": _other("muon", 1.0),
-    "linear": _optimizer(schedule="linear", warmup=0.05, final=0.0),
-    "cosine": _optimizer(schedule="cosine", warmup=0.05, final=0.0),
-    "wsd": _optimizer(schedule="wsd", warmup=0.05, decay=0.2, final=0.0),
+    "linear": _schedule(schedule="linear", warmup=0.05, final=0.0),
+    "cosine": _schedule(schedule="cosine", warmup=0.05, final=0.0),
+    "wsd": _schedule(schedule="wsd", warmup=0.05, decay=0.2, final=0.0),
 }
+FREE = ("rho_loss_free",)  # ablations: not all that they execute is charged
+ONCE = ("rho_loss", "rho_loss_free")  # no text may come again: they join where a user's own text has enough
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """shape of every family's stacks; text: tokens of an example. budgets: exact FLOPs, or `updates` of the baseline. rate: the
-    baseline's, where no rule was tuned."""
+    """shape of every family's stacks; text: tokens of an example. budgets: exact FLOPs, or `updates` of the baseline. rate:
+    AdamW's, where no rule was tuned."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
     arms: tuple[str, ...] = tuple(ARMS)
@@ -116,8 +131,9 @@ T5 = Shape(D=768, F=2048, N=12, K=12, H=64, L=12, L_input=12)  # v1.1's
 PRESETS = {
     "smoke": Preset(shape=shape(16, 4), text=32, batch=2, budgets=(1e9, 2e9, 4e9), rate=0.01, seeds=2, examples=64,
                     arms=("wsd",)),
-    "small": Preset(shape=shape(16, 4), text=64, batch=4, budgets=(1e10, 4e10, 1.6e11), rate=0.02, seeds=5),
-    "gpu": Preset(shape=shape(256, 8, head_width=64), text=256, batch=64, budgets=(1e14, 4e14, 1.6e15), rate=2e-3, seeds=5,
+    "small": Preset(shape=shape(16, 4), text=64, batch=4, budgets=(8e9, 3.2e10, 1.28e11), rate=0.02, seeds=5,
+                    arms=tuple(name for name in ARMS if name not in ("linear", "cosine"))),
+    "gpu": Preset(shape=shape(256, 8, head_width=64), text=256, batch=64, budgets=(1.2e14, 4.8e14, 1.92e15), rate=2e-3, seeds=5,
                   examples=4096, settings=dict(precision="bf16")),
     "bert": Preset(families=("bert",), shape=BERT, text=128, batch=1536, updates=(7989, 15978, 31957), rate=1e-3, seeds=3,
                    examples=10_000, settings=dict(precision="bf16")),
@@ -136,12 +152,13 @@ def templates(preset: str, data: Data) -> dict[str, Run]:
             data,
             objective=family.objective(data, chosen.text),
             options=family.options,
-            optimizer=Optimizer(learning_rate=chosen.rate, **family.optimizer),
+            optimizer=Optimizer(learning_rate=family.multiple(chosen.shape.D) * chosen.rate, **family.optimizer),
             evaluation=Evaluation(examples=chosen.examples),
             **chosen.settings,
         )
         made[f"{name}/{BASELINE}"] = base
-        changed = {other: ARMS[other](base) for other in chosen.arms}
+        arms = [other for other in chosen.arms if not (data.allow_repeat and other in ONCE)]
+        changed = {other: ARMS[other](base, chosen.rate) for other in arms}
         made |= {f"{name}/{other}": run for other, run in changed.items() if run != base}
         made |= {f"{name}/{NO_OP}": base, f"{name}/{MORE}": base}
     return made
@@ -182,5 +199,6 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         seeds=chosen.seeds,
         learning_rate=chosen.learning_rate,
         gains=Gains(controls={name: 1.1 if name.endswith(MORE) else 1.0 for name in arms
-                              if name.split("/")[1] in (NO_OP, MORE)}, allow=allow),
+                              if name.split("/")[1] in (NO_OP, MORE)},
+                    free=tuple(name for name in arms if name.split("/")[1] in FREE), allow=allow),
     )  # fmt: skip

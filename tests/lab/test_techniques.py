@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from lab import cost, generations
 from lab.compiled import compiled
 from lab.ledger import Ledger, method_of
-from lab.method import Moment
+from lab.method import Method, Moment
 from lab.optimizers import hyperparameters
 from lab.program import loss_and_gradient, program, reported, token_losses, train_step
 from lab.spec import Budget, Evaluation, Objective, Optimizer, from_json, to_json
 from lab.structure import Structure
-from lab.technique import SETTINGS, Technique
-from lab.techniques import METHODS
+from lab.technique import TECHNIQUES, Technique
 from lab.train import train
 from runs import TINY, make_run, name_of
 from technique_runs import DEEP, ONE, TWO, deep_run, some_batch, technique
@@ -29,11 +28,11 @@ from technique_runs import DEEP, ONE, TWO, deep_run, some_batch, technique
 
 
 def test_every_technique_has_settings_and_a_method():
-    assert set(SETTINGS) == set(METHODS)
-    for name in SETTINGS:
+    for name, entry in TECHNIQUES.items():
+        assert issubclass(entry.method, Method)
         run = make_run(technique=Technique(name=name))
         assert from_json(to_json(run)) == run and run.run_id != make_run().run_id
-        assert to_json(run)["technique"]["settings"] == SETTINGS[name]
+        assert to_json(run)["technique"]["settings"] == {k: s.value for k, s in entry.settings.items()}
         assert make_run(technique=Technique(name=name, charged=False)).run_id != run.run_id
 
 

@@ -77,6 +77,26 @@ def test_the_plan_has_every_family_with_its_controls(smoke):
     assert not any("same function" in said for said in plan.warnings)
 
 
+def test_every_arm_of_the_small_preset_is_planned_in_every_family():
+    """Fewer steps with candidates scored and a holdout model trained, more where layers are left out or only half of the steps
+    make an update. The published presets have all arms once a user brings enough text."""
+    plan = sweeps.plan(sweeps.load("no_train_no_gain", "small"))
+    steps = {(r.arm, r.budget): r.planned["steps"] for r in plan.runs}
+    assert {r.arm.split("/")[1] for r in plan.runs} >= set(PRESETS["small"].arms)
+    for family in FAMILIES:
+        for budget in PRESETS["small"].budgets:
+            base = steps[f"{family}/{BASELINE}", budget]
+            of = {arm: steps[f"{family}/{arm}", budget] / base for arm in PRESETS["small"].arms}
+            assert of["rho_loss"] < 0.6 < of["sophia_g"] < 1 == of["ema"] == of["lion"] == of["muon"]
+            assert min(of["layer_dropping"], of["stacking"], of["selective_backprop"]) > 1.2
+    assert plan.to_json()["study"]["gains"]["free"] == [f"{family}/rho_loss_free" for family in FAMILIES]
+    published = [preset for preset in PRESETS if PRESETS[preset].updates]
+    for preset in published:
+        once = {name for name in templates(preset, sweeps.corpus("python")) if "rho" in name}
+        assert once == {f"{preset}/rho_loss", f"{preset}/rho_loss_free"}
+        assert not any("rho" in name for name in templates(preset, sweeps.corpus("python", allow_repeat=True)))
+
+
 def changed(study, arm, **changes):
     arms = {name: run for name, run in study.arms.items() if name.split("/")[1] in (BASELINE, "wsd")}
     arms[arm] = replace(arms[arm], **changes)
@@ -124,7 +144,11 @@ def test_arms_are_tuned_about_their_own_rates_as_often_as_every_other():
              for name, run in tuning.arms.items()}  # fmt: skip
     trials = grid_trials(replace(tuning, arms=twice), tuning.grids)
     assert len(set(trials.per_arm().values())) == 1
-    for arm, own in (("t5/adamw", 0.01), ("t5/wsd", 0.003)):
+    for arm, own in (
+        ("bert/adamw", 0.01),
+        ("t5/adamw", 0.04),
+        ("t5/wsd", 0.003),
+    ):  # at width 16 AdamWScale's is 4 times AdamW's
         rates = {trial.rate for trial in trials.of(arm, tuning.fitted[0])}
         assert sorted(rates) == pytest.approx([own * factor for factor in tuning.rates])
 
