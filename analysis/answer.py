@@ -21,6 +21,7 @@ from analysis.noise import LackOfFit, Noise
 from analysis.outlook import Outlook, outlook
 from analysis.refusal import Refusal, Refused, attempt
 from analysis.resample import Draws, cluster_bootstrap, interval
+from analysis.steps import Step, steps
 
 LAW = "chinchilla_by_arm"
 DELTAS = (1e-4, DELTA, 1e-2, LEAST_SQUARES)
@@ -43,8 +44,8 @@ class Answer:
     """`differences` and `crossings` are in range and need no law; `law`, `draws` and `gaps` are of the shared L(N, D).
 
     `gaps` holds, for each arm, the difference of the fitted best losses on `compute` with its 95% band: shape (3, C),
-    low, median, high. `pairs` compare every two arms at the largest budget, `outlook` goes beyond it. `curves` are fits
-    of L(C) through each arm's minima.
+    low, median, high. `pairs` compare every two arms at the largest budget, `steps` at every budget those that are alike but
+    for one thing; `outlook` goes beyond. `curves` are fits of L(C) through each arm's minima.
     """
 
     study: dict[str, Any]
@@ -60,6 +61,7 @@ class Answer:
     gaps: dict[str, np.ndarray]
     crossings: dict[str, Crossing | Refused]
     pairs: dict[tuple[str, str], Difference | Refused]
+    steps: tuple[Step, ...]
     outlook: Outlook | Refused
     curves: dict[str, Fit | Refused]
     readings: tuple[Reading, ...]
@@ -117,6 +119,7 @@ def analyse(path: str | Path) -> Answer:
         gaps=gaps,
         crossings=crossings,
         pairs=compare.pairwise(frame, found, judged_by),
+        steps=steps(frame, found, judged_by),
         outlook=attempt(lambda: outlook(frame)),
         curves=curves,
         readings=readings,

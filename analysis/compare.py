@@ -99,7 +99,7 @@ def differences(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> C
     if isinstance(noise, Refused):
         return {key: noise for key in found if key[0] != baseline}
     compared: Compared = {
-        (arm, budget): _difference(frame, found, noise, arm, baseline, budget)
+        (arm, budget): difference(frame, found, noise, arm, baseline, budget)
         for arm, budget in found
         if arm != baseline
     }
@@ -108,7 +108,7 @@ def differences(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> C
     corrected = holm([value.p for value in judged.values()])
     level = ALPHA / max(1, len(judged))
     for (key, value), p_holm in zip(judged.items(), corrected, strict=True):
-        compared[key] = _with_power(replace(value, p_holm=p_holm), level)
+        compared[key] = with_power(replace(value, p_holm=p_holm), level)
     return compared
 
 
@@ -121,7 +121,7 @@ def pairwise(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> dict
     for index, row in enumerate(arms):
         for column in arms[index + 1 :]:
             answers = [
-                noise if isinstance(noise, Refused) else _difference(frame, found, noise, row, column, budget)
+                noise if isinstance(noise, Refused) else difference(frame, found, noise, row, column, budget)
                 for budget in budgets
             ]
             pairs[row, column] = next((a for a in answers if isinstance(a, Difference)), answers[0])
@@ -131,7 +131,7 @@ def pairwise(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> dict
     return pairs
 
 
-def _difference(
+def difference(
     frame: pd.DataFrame, found: Minima, noise: Noise, arm: str, baseline: str, budget: float
 ) -> Difference | Refused:
     if why := not_comparable(frame, arm, baseline):
@@ -189,11 +189,11 @@ def _same_rung(
     return rung, float(a["loss"].mean() - b["loss"].mean()), contrast
 
 
-def _with_power(difference: Difference, level: float) -> Difference:
-    quantiles = stats.t.ppf([1 - level / 2, POWER], difference.dof)
-    detectable = float(quantiles.sum()) * difference.standard_error
-    seeds = math.ceil((detectable / abs(difference.value)) ** 2) if difference.value else None
-    return replace(difference, detectable=detectable, seeds_needed=seeds)
+def with_power(found: Difference, level: float) -> Difference:
+    quantiles = stats.t.ppf([1 - level / 2, POWER], found.dof)
+    detectable = float(quantiles.sum()) * found.standard_error
+    seeds = math.ceil((detectable / abs(found.value)) ** 2) if found.value else None
+    return replace(found, detectable=detectable, seeds_needed=seeds)
 
 
 # --- in words

@@ -3,7 +3,9 @@
 # pandas' own annotations lose the type of a column; its errors are not this file's.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
+import json
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,9 @@ from lab import plan_file, records, spec
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
 SPENT = (*CONVENTIONS, "tokens", "steps")
 FAILED = "failed.json"
+DESIGN = ("structure", "options", "objective", "optimizer", "technique", "precision")  # parts of a run's JSON
+DEPTHS = ("L", "L_input")
+SOLVED = ("optimizer.learning_rate",)  # what each run has its own of
 # What a run did not spend as planned is another run; the tolerance is for floats that went through JSON.
 TOLERANCE = 1e-9
 
@@ -28,8 +33,8 @@ def load(path: str | Path, *, damaged: Literal["refuse", "keep"] = "refuse") -> 
     are what was spent, and NaN where there is no result; `planned_*` is always there. `D` and `L` are the model's width and
     depth, `S` and `T` its input and target length, `measure` and `corpus` what the loss is of (analysis.guards.facts),
     `examples` the training examples seen. Arms that share a run (A/A) each have a row with the same run_id.
-    `attrs["study"]` is the plan's study. Raises ValueError, naming the file and the way out, for records that are torn, were
-    changed, disagree with the plan, or are of another schema.
+    `attrs["study"]` is the plan's study, `attrs["designs"]` what each arm is (`design`). Raises ValueError, naming the file and
+    the way out, for records that are torn, were changed, disagree with the plan, or are of another schema.
     """
     study = Path(path)
     plan = plan_file.read(study)
@@ -54,7 +59,24 @@ def load(path: str | Path, *, damaged: Literal["refuse", "keep"] = "refuse") -> 
         table.append(_row(where, row, results[run_id], damaged))
     frame = pd.DataFrame(table)
     frame.attrs["study"] = plan["study"]
+    first = {row["arm"]: row["run"] for row in reversed(rows)}
+    frame.attrs["designs"] = {arm: design(first[arm]) for arm in arms if arm in first}
     return frame
+
+
+def design(run: Mapping[str, Any]) -> dict[str, str]:
+    """What an arm is, from the JSON of its first run: each leaf by its path. Widths and learning rates are not part of it."""
+    leaves = {path: value for part in DESIGN for path, value in _leaves(part, run.get(part))}
+    leaves |= {name: str(run["shape"][name]) for name in DEPTHS}
+    return {path: value for path, value in leaves.items() if path not in SOLVED}
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, part in value.items():
+            yield from _leaves(f"{path}.{name}", part)
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value)
 
 
 def _read(run_dir: Path, run_id: str, damaged: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from analysis import compare, noise, plots
 from analysis.frame import compact
 from analysis.isoflop import minima
 from analysis.noise import Noise
-from analysis.report import asks_gains, differences_table, facts
+from analysis.report import asks_gains, differences_table, facts, steps_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -74,6 +74,7 @@ def text(answer: Answer) -> str:
         "",
         *_table(tuple(heads[key] for key in columns), ([row[key] for key in columns] for row in rows)),
         "",
+        *_steps(answer),
         f"Noise: {seen}. A difference that is smaller than `detectable` is missed more often than once in five times.",
         "",
         f"![Loss against size at each budget]({name}-isoflops.png)",
@@ -88,6 +89,15 @@ def text(answer: Answer) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _steps(answer: Answer) -> Iterable[str]:
+    if answer.steps:
+        heads, *rows = steps_table(answer)
+        yield from ("## One thing at a time", "", "Arms that are alike but for one thing: the second less the first, nats, and "
+                    "its 95% interval; p after Holm's correction over this table.", "")  # fmt: skip
+        yield from _table(heads, rows)
+        yield ""
 
 
 def _budgets(answer: Answer) -> Iterable[Sequence[str]]:

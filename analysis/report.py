@@ -78,6 +78,10 @@ def text(answer: Answer) -> str:
     lines.append("")
     for row in differences_table(answer):
         lines.append("  ".join(f"{row[key]:>{width}}" for key, width in _TEXT_COLUMNS))
+    if answer.steps:
+        heads, *rows = steps_table(answer)
+        lines += ["", "one thing at a time (nats, 95% interval, p after Holm over these):"]
+        lines += [f"{a} -> {b} ({what}) at {heads[-1]}: {last}" for a, b, what, *_, last in rows]
     lines += ["", f"noise: {answer.noise if isinstance(answer.noise, Noise) else answer.noise.reason}"]
     changed = [s for s in answer.sensitivity if s.changes]
     lines += [f"changes under: {s.choice}: {s.arm} {s.value:+.2g} nats ({s.reads})" for s in changed]
@@ -124,6 +128,22 @@ def differences_table(answer: Answer) -> list[dict[str, str]]:
     return rows
 
 
+def steps_table(answer: Answer) -> list[list[str]]:
+    """Header first: one row for each pair of arms that are alike but for one thing, a column for each budget."""
+    from analysis.compare import Difference
+    from analysis.frame import compact
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, Difference):
+            return "refused"
+        if value.same_runs:
+            return "same runs"
+        return f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f}), p {_p(value.p_holm)}"
+
+    rows = [["from", "to", "what changes", *map(compact, answer.budgets)]]
+    return rows + [[s.before, s.arm, s.what, *map(cell, s.differences)] for s in answer.steps]
+
+
 def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
@@ -142,6 +162,7 @@ def verdict_json(answer: Answer) -> dict[str, Any]:
             {"arm": arm, "budget": budget, **plain(value)} for (arm, budget), value in answer.differences.items()
         ],
         "pairs": [{"arm": row, "baseline": column, **plain(value)} for (row, column), value in answer.pairs.items()],
+        "steps": [plain(step) for step in answer.steps],
         "outlook": _outlook_json(answer.outlook),
         "minima": [{"arm": arm, "budget": budget, **plain(m)} for (arm, budget), m in answer.minima.items()],
         "noise": plain(answer.noise),
@@ -218,6 +239,7 @@ def render(answer: Answer) -> str:
         study=answer.study,
         head=rows[0],
         rows=rows[1:],
+        steps=steps_table(answer),
         noise=answer.noise if isinstance(answer.noise, Noise) else None,
         law=fitted,
         draws=answer.draws if isinstance(answer.draws, Draws) else None,

@@ -127,8 +127,11 @@ class Options:
 
     def __str__(self) -> str:
         """Those that are not the default: 'mlp gelu, norm layer'."""
-        chosen = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
-        return ", ".join(f"{name} {value}" for name, value, default in chosen if value != default)
+        plain, said = Options(), []
+        for name in (f.name for f in dataclasses.fields(self)):
+            if (value := getattr(self, name)) != getattr(plain, name):
+                said.append(f"{name} {getattr(value, 'name', value)}")
+        return ", ".join(said)
 
 
 @dataclass(frozen=True, kw_only=True)

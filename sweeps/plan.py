@@ -261,10 +261,11 @@ def planned_run(run: Run, *, arm: str, budget: float, rung: int) -> PlannedRun:
 
 
 def _asked(study: Study) -> dict[str, Any]:
-    """What guards read of the header of plan.json, beside the baseline."""
+    """What guards and reports read of the header of plan.json, beside the baseline."""
     gains = {} if study.gains is None else {"gains": dataclasses.asdict(study.gains)}
     against = {"against": dict(study.against)} if study.against else {}
-    return {"learning_rates": described(study), **against, **gains}
+    steps = {"steps": [list(pair) for pair in study.steps]} if study.steps else {}
+    return {"learning_rates": described(study), **against, **steps, **gains}
 
 
 def _check_held_out(study: Study) -> None:

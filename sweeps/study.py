@@ -84,6 +84,8 @@ class Study:
     rules: {arm: the arm of that file whose rule it takes}, where that is another.
     against: {arm: the arm it is compared with}, where that is not the baseline: of arms whose losses are of something else.
     gains: the question is whether arms train faster.
+    steps: pairs (before, arm) whose difference is of interest beside those to the baseline; where none is given, all arms that
+    are alike but for one thing.
     seeds: replicates of every cell; extra_seeds: {(budget index, rung index): replicates} for measuring the noise.
     """
 
@@ -103,6 +105,7 @@ class Study:
     match: Match = field(default_factory=Match)
     against: Mapping[str, str] = field(default_factory=dict)
     gains: Gains | None = None
+    steps: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     source: str = ""  # what `lab run` was given; `load` fills it in
 
@@ -124,6 +127,9 @@ class Study:
         for arm in (*self.against, *self.against.values(), *(self.gains.controls if self.gains else ()),
                     *(self.gains.free if self.gains else ())):  # fmt: skip
             require(arm in self.arms, "study.against, gains", arm, nearest(arm, list(self.arms)))
+        for pair in self.steps:
+            known = len(pair) == 2 and set(pair) <= set(self.arms) and pair[0] != pair[1]
+            require(known, "study.steps", pair, f"give two of the arms {', '.join(self.arms)}")
         for arm in self.against.values():
             require(self.baseline_of(arm) == arm, "study.against", arm, "a baseline is compared with no other arm")
         for arm in self.gains.controls if self.gains else ():

@@ -51,6 +51,13 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         question="Encoder-decoder with a prefix LM against decoder-only with all tokens: is it structure or objective?",
         arms=arms,
         baseline="do_all",
+        steps=(
+            ("ed_prefix", "do_prefix"),  # structure, at each objective that both can have
+            ("ed_half", "do_half"),
+            ("ed_prefix", "ed_half"),  # objective, at each structure
+            ("do_prefix", "do_half"),
+            ("do_half", "do_all"),
+        ),
         sizes=scale.sizes(),
         rules=RULES if scale.tuned else {},
         **scale.study,

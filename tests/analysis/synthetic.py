@@ -45,6 +45,7 @@ class Study:
     failed: tuple[int, ...] = ()
     question: str = "Does bidirectional attention among the inputs still pay when compute grows?"
     notes: tuple[str, ...] = ()
+    header: Mapping[str, Any] = field(default_factory=dict)  # what plan.json's study has besides
     change: Callable[[dict[str, Any]], None] = field(default=lambda result: None)
 
 
@@ -117,6 +118,7 @@ def _header(study: Study) -> dict[str, Any]:
         "command": "lab run synthetic",
         "data": {"corpus": "markov", "manifest": "0" * 64, "train_tokens": 10**8, "summary": "simulated losses"},
         "notes": list(study.notes),
+        **study.header,
     }
 
 

@@ -18,6 +18,7 @@ from lab.data import describe
 from lab.execution import Execution
 from lab.forms import Course
 from lab.memory import predict
+from lab.parametrization import Parametrization
 from lab.program import loss_and_gradient, program, program_key, shapes
 from lab.spec import Evaluation, Objective, Options, from_json
 from lab.structure import STRUCTURES
@@ -65,7 +66,8 @@ def test_every_shipped_study_plans_what_the_program_costs(every):
             sizes.setdefault(row.arm, set()).add(row.planned["exact"] / row.planned["steps"])
         for row in plan.runs:
             assert abs(row.residual) <= 0.01, (name, row.run_id)
-            if row.run.technique:  # whose steps do not cost alike: tests/lab/test_techniques.py
+            # Whose steps do not cost alike: tests/lab/test_techniques.py, test_curvature.py.
+            if row.run.technique or row.run.optimizer.curvature:
                 continue
             size = row.planned["exact"] / row.planned["steps"]
             if not every and min(sizes[row.arm]) < size < max(sizes[row.arm]):
@@ -262,6 +264,25 @@ def test_arms_trained_differently_are_compared_where_they_are_scored_alike(mine)
     splits = other.objective.S
     arms["prefix_lm"] = replace(arms["prefix_lm"], evaluation=replace(other.evaluation, splits=(splits,)))
     assert sweeps.plan(replace(mine, arms=arms)).runs
+
+
+def test_named_steps_are_pairs_of_arms_and_stand_in_the_plan(mine):
+    first, second = list(mine.arms)[:2]
+    assert sweeps.plan(replace(mine, steps=((first, second),))).to_json()["study"]["steps"] == [[first, second]]
+    assert "steps" not in sweeps.plan(mine).to_json()["study"]
+    for wrong in ((first, first), (first, "other"), (first,)):
+        with pytest.raises(ValueError, match=r"study\.steps = .*give two of the arms"):
+            replace(mine, steps=(wrong,))
+
+
+def test_an_arms_options_are_named_in_the_plan_where_they_are_not_the_default(mine):
+    plain = mine.arms["prefix_lm"]
+    changed = Options(mlp="gelu", parametrization=Parametrization(name="mup", base_D=8, base_H=4))
+    said = sweeps.plan(replace(mine, arms={**mine.arms, "prefix_lm": replace(plain, options=changed)})).to_json()[
+        "study"
+    ]["arms"]
+    assert said["prefix_lm"].endswith("loss on targets; mlp gelu, parametrization mup")
+    assert all(text.endswith("loss on targets") for name, text in said.items() if name != "prefix_lm")
 
 
 @pytest.mark.slow
