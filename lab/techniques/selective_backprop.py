@@ -57,19 +57,21 @@ class SelectiveBackprop(Method):
 
 @dataclass(frozen=True)
 class Kept(Inside):
-    """losses: of the last `history` examples, in a ring; scored: of how many in all. waiting: examples that are kept, in an
-    array for two batches; `waits` of them are there."""
+    """losses: of the last `history` examples, in a ring; scored: of how many in all. waiting: examples that are kept, in
+    arrays for two batches (an objective without inputs has none of these); `waits` of them are there."""
 
     beta: float = 1.0
     history: int = 1
 
     def start(self, params: Any, batch: Batch) -> dict[str, Any]:
-        rows = Batch(*(jnp.zeros((2 * self.examples, array.shape[-1]), jnp.int32) for array in batch))
+        widths = {
+            name: array.shape[-1] for name, array in batch._asdict().items() if array.shape[-1]
+        }  # none is of size 0
         zero = jnp.zeros((), jnp.int32)
         return {
             "losses": jnp.zeros(self.history, jnp.float32),
             "scored": zero,
-            "waiting": rows._asdict(),
+            "waiting": {name: jnp.zeros((2 * self.examples, width), jnp.int32) for name, width in widths.items()},
             "waits": zero,
         }
 
@@ -79,21 +81,22 @@ class Kept(Inside):
         history, scored = remembered(state["losses"], state["scored"], losses_B)
         keep_B = fed["drawn"] < probability(history, scored, losses_B, self.beta)
         place_B = jnp.where(keep_B, state["waits"] + jnp.cumsum(keep_B) - 1, 2 * B)  # beyond the end: nowhere
-        before = Batch(**state["waiting"])  # by name: a program hands back dicts in another order
-        waiting = Batch(*(a.at[place_B].set(new, mode="drop") for a, new in zip(before, batch, strict=True)))
+        waiting = {
+            name: old.at[place_B].set(getattr(batch, name), mode="drop") for name, old in state["waiting"].items()
+        }
         waits = state["waits"] + jnp.sum(keep_B)
         enough = waits >= B
 
         def update() -> Any:
-            return tools.plain(own, Batch(*(array[:B] for array in waiting)))
+            return tools.plain(own, batch._replace(**{name: array[:B] for name, array in waiting.items()}))
 
         def none() -> Any:
             return own, jnp.mean(losses_B), jnp.float32(NO_UPDATE)
 
         own, loss, norm = jax.lax.cond(enough, update, none)
-        left = Batch(*(jnp.where(enough, jnp.roll(array, -B, axis=0), array) for array in waiting))
+        left = {name: jnp.where(enough, jnp.roll(array, -B, axis=0), array) for name, array in waiting.items()}
         waits = jnp.where(enough, waits - B, waits)
-        return {**own, "losses": history, "scored": scored, "waiting": left._asdict(), "waits": waits}, loss, norm
+        return {**own, "losses": history, "scored": scored, "waiting": left, "waits": waits}, loss, norm
 
 
 def remembered(history: jax.Array, scored: jax.Array, losses_B: jax.Array) -> tuple[jax.Array, jax.Array]:

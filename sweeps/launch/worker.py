@@ -201,8 +201,11 @@ def _work_on_this_machine(*given: Any, **options: Any) -> None:
 def _raise_trouble(error: BaseException) -> None:
     """Raises MachineTrouble where the error, or what it came from, is the file system's."""
     cause: BaseException | None = error
+    seen: set[int] = set()  # a chain may end in a circle
     while cause is not None and not (isinstance(cause, OSError) and cause.errno in TROUBLE):
+        seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
+        cause = None if id(cause) in seen else cause
     if cause is None:
         return
     where = f" ({cause.filename})" if cause.filename else ""

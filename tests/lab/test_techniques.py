@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from lab import cost, generations
 from lab.compiled import compiled
+from lab.data import describe
+from lab.data.packed import causal_lm
 from lab.ledger import Ledger, method_of
 from lab.method import Method, Moment
 from lab.optimizers import hyperparameters
@@ -256,6 +258,19 @@ def test_killed_and_resumed_ends_in_the_same_bits(name, tmp_path):
     again = train(run, tmp_path / "killed", execution=TWO)
     assert again["outcome"] == whole["outcome"] and again["measured"]["attempts"] >= 2
     assert whole["status"] == "done" and (name == "selective_backprop" or whole["outcome"]["spent"] == whole["planned"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(TECHNIQUES))
+def test_packed_documents_have_no_inputs_and_their_checkpoints_are_read_back(name, tmp_path):
+    """A technique's state follows the batch, of which one array has no numbers here; checkpoints refuse such."""
+    base = make_run("decoder_only", shape=DEEP)
+    run = replace(base, data=describe("markov").data, objective=causal_lm(describe("markov").data, 16),
+                  evaluation=Evaluation(examples=16), technique=technique(name))  # fmt: skip
+    whole = train(run, tmp_path / "whole", execution=TWO)
+    with contextlib.suppress(Killed):
+        train(run, tmp_path / "killed", execution=TWO, checkpoint_seconds=0, on_progress=killed_after(3))
+    assert train(run, tmp_path / "killed", execution=TWO)["outcome"] == whole["outcome"] and whole["status"] == "done"
 
 
 # ---- layer dropping ----------------------------------------------------------------------------------------------------

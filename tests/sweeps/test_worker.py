@@ -219,6 +219,19 @@ def test_trouble_with_files_is_no_fault_of_a_run(store, number):
     assert [s.state for s in store.status()] == ["waiting"] * 4
 
 
+def test_errors_that_lead_to_each_other_in_a_circle_fail_their_run(store):
+    """As a library that raises a kept exception once more makes them; the walk along such a chain ends."""
+
+    def train(runs, claims, superseded):
+        first, second = ValueError("of zero size"), RuntimeError("second")
+        first.__context__, second.__context__ = second, first
+        raise first
+
+    work(store, train, lambda run: "one")
+    assert [s.state for s in store.status()] == ["failed"] * 4
+    assert all("of zero size" in store.failure(run_id)["error"] for run_id in store.runs)
+
+
 def test_a_preempted_worker_leaves_its_run_waiting(store):
     def train(runs, claims, superseded):
         raise Preempted
