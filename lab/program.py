@@ -205,7 +205,7 @@ def example_losses(p: Program, params: Params, batch: Batch) -> jax.Array:
 
     if parts == 1:
         return of(batch)
-    return jax.lax.map(of, jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)).reshape(-1)
+    return jax.lax.map(of, jax.tree.map(lambda a: a.reshape(parts, len(a) // parts, *a.shape[1:]), batch)).reshape(-1)
 
 
 def curvature(p: Program, params: Params, batch: Batch, key: jax.Array) -> Params:

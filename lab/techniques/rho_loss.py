@@ -109,7 +109,7 @@ class Chosen(Inside):
         def reducible(part: Batch) -> jax.Array:
             return tools.losses(state["params"], part) - tools.losses(state["holdout"], part)
 
-        parts = jax.tree.map(lambda a: a.reshape(-1, self.batch, *a.shape[1:]), batch)
+        parts = jax.tree.map(lambda a: a.reshape(self.examples // self.batch, self.batch, *a.shape[1:]), batch)
         rows = most(jax.lax.map(reducible, parts).reshape(-1), self.batch)
         after, loss, norm = tools.plain(state, Batch(*(array[rows] for array in batch)))
         return {**after, "holdout": state["holdout"]}, loss, norm
