@@ -154,7 +154,6 @@ def _columns(where: Path, row: dict[str, Any], run: spec.Run, result: dict[str, 
         "mfu": measured.get("mfu") or number,
         "seconds_by_part": measured.get("seconds_by_part"),
         "device": measured.get("device"),
-        "git": measured.get("git"),
         "versions": measured.get("versions"),
         "residual": row["residual"],
     }

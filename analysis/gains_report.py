@@ -23,6 +23,8 @@ CLAIMS = "claims.csv"
 COLUMNS = ("arm", "baseline", "budget", "kind", "seeds", "diverged", "difference", "low", "high", "p", "p_holm", "gain",
            "gain_low", "gain_high", "extrapolated", "detectable", "detectable_gain", "seeds_needed")  # fmt: skip
 
+CLAIM_HEADS = ("arm", "budget", "verdict", "gain", "95% interval", "detectable", "p (Holm)")
+
 
 def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
     """As analysis.report: writes report.html, verdict.json, claims.csv, summary.txt, runs.csv and gains.png, and returns the
@@ -32,16 +34,21 @@ def report(study_dir: str | Path, out: str | Path | None = None) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     answer.frame.drop(columns=NOT_IN_TABLE).to_csv(directory / TABLE, index=False)
     records.write_json(directory / VERDICT, verdict_json(answer))
-    with (directory / CLAIMS).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row(claim) for claim in answer.claims.values())
+    write_claims(answer, directory / CLAIMS)
     (directory / SUMMARY).write_text(text(answer) + "\n", encoding="utf-8")
     drawn = figure(answer)
     plots.save(drawn, directory / "gains.png")
     path = directory / PAGE
     path.write_text(render(answer, drawn), encoding="utf-8")
     return path
+
+
+def write_claims(answer: Gains, path: Path) -> None:
+    """One row a claim, as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row(claim) for claim in answer.claims.values())
 
 
 def text(answer: Gains) -> str:
@@ -51,11 +58,10 @@ def text(answer: Gains) -> str:
         lines += [f"against {baseline}"]
         for arm in (arm for arm in answer.arms if answer.headline(arm).baseline == baseline):
             claim = answer.headline(arm)
-            lines += [f"  [{claim.kind}] {label(answer, arm)}{claim.sentence}", f"      {_trend(answer, arm)}"]
+            lines += [f"  [{claim.kind}] {label(answer, arm)}{claim.sentence}", f"      {trend(answer, arm)}"]
         lines += [""]
-    heads = ("arm", "budget", "verdict", "gain", "95% interval", "detectable", "p (Holm)")
-    table = [heads, *(_cells(claim) for claim in answer.claims.values())]
-    widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
+    table = [CLAIM_HEADS, *(claim_cells(claim) for claim in answer.claims.values())]
+    widths = [max(len(line[i]) for line in table) for i in range(len(CLAIM_HEADS))]
     lines += ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in table]
     lines += ["", *(f"- {finding.guard}: {finding.reason}" for finding in answer.findings)]
     lines += [f"- {note}" for note in answer.study.get("notes", []) if note not in {f.reason for f in answer.findings}]
@@ -71,12 +77,12 @@ def label(answer: Gains, arm: str) -> str:
     return "(ablation: not all of its cost is charged) " if arm in answer.free else ""
 
 
-def _trend(answer: Gains, arm: str) -> str:
+def trend(answer: Gains, arm: str) -> str:
     found = answer.trends[arm]
     return getattr(found, "reason", None) or str(found)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}%"
 
 
@@ -86,16 +92,16 @@ def _least(claim: Claim) -> str:
     return f"{claim.detectable:.2g} nats" if claim.detectable_gain is None else f"{100 * claim.detectable_gain:.1f}%"
 
 
-def _cells(claim: Claim) -> tuple[str, ...]:
+def claim_cells(claim: Claim) -> tuple[str, ...]:
     gain = claim.gain
     interval = ""
     if isinstance(gain, Gain):
-        interval = " to ".join("open" if end is None else _percent(end - 1) for end in (gain.low, gain.high))
+        interval = " to ".join("open" if end is None else percent(end - 1) for end in (gain.low, gain.high))
     return (
         claim.arm,
         compact(claim.budget),
         claim.kind,
-        _percent(claim.value),
+        percent(claim.value),
         interval,
         _least(claim),
         "" if claim.p_holm is None else f"{claim.p_holm:.2g}",
@@ -171,8 +177,8 @@ def render(answer: Gains, drawn: Figure) -> str:
     return page.render(
         "gains.html",
         {"gains": drawn},
-        words={"percent": _percent, "label": lambda arm: label(answer, arm), "trend": lambda arm: _trend(answer, arm),
-               "cells": _cells, "compact": compact},
+        words={"percent": percent, "label": lambda arm: label(answer, arm), "trend": lambda arm: trend(answer, arm),
+               "cells": claim_cells, "compact": compact},
         title=answer.study["name"],
         answer=answer,
         study=answer.study,

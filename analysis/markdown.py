@@ -17,20 +17,25 @@ from analysis.report import asks_gains, differences_table, facts, steps_table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import pandas as pd
+
     from analysis.answer import Answer
 
 RUN_COLUMNS = ("arm", "budget", "rung", "D", "L", "parameters_body", "seed_init", "seed_data", "learning_rate", "status", "loss",
                "bits_per_byte", "flops_exact", "residual", "tokens_seen", "epochs", "seconds", "run_id")  # fmt: skip
 
+BUDGET_HEADS = ("budget, FLOPs", "runs", "seeds of a cell", "widths", "tokens")
+
 
 def publish(study_dir: str | Path, out: str | Path) -> Path:
     """Writes <name>.md, <name>.csv, <name>.png and <name>-isoflops.png into `out`; returns the page's path. Raises ValueError
-    for records that can not be read, and for a study of gains, whose answer is of another kind."""
+    for records that can not be read. A study of gains has a page of another kind (analysis.gains_markdown)."""
     from analysis.answer import analyse
 
     if asks_gains(study_dir):
-        raise ValueError(f"{study_dir}: a study of gains has a page of its own kind and is not published as Markdown; "
-                         "keep report.html and verdict.json of `lab report`")  # fmt: skip
+        from analysis import gains_markdown
+
+        return gains_markdown.publish(study_dir, out)
     answer, directory = analyse(study_dir), Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     name = answer.study["name"]
@@ -57,12 +62,12 @@ def text(answer: Answer) -> str:
         "",
         "## Plan",
         "",
-        *_table(("arm", "what it is"), study["arms"].items()),
+        *table(("arm", "what it is"), study["arms"].items()),
         "",
         f"Baseline: {answer.baseline}. Matched on {study['match']['quantity']} ({study['match']['convention']}): no run is "
         f"further than {answer.frame['residual'].abs().max():.2%} from its budget.",
         "",
-        *_table(("budget, FLOPs", "runs", "seeds of a cell", "widths", "tokens"), _budgets(answer)),
+        *table(BUDGET_HEADS, budget_rows(answer.frame)),
         "",
         f"All runs: [{name}.csv]({name}.csv).",
         "",
@@ -72,7 +77,7 @@ def text(answer: Answer) -> str:
         "",
         f"![Best loss against compute, and differences to {answer.baseline}]({name}.png)",
         "",
-        *_table(tuple(heads[key] for key in columns), ([row[key] for key in columns] for row in rows)),
+        *table(tuple(heads[key] for key in columns), ([row[key] for key in columns] for row in rows)),
         "",
         *_steps(answer),
         f"Noise: {seen}. A difference that is smaller than `detectable` is missed more often than once in five times.",
@@ -85,7 +90,7 @@ def text(answer: Answer) -> str:
         "",
         "## What was used",
         "",
-        *_table(("", ""), facts(answer)),
+        *table(("", ""), facts(answer)),
         "",
     ]
     return "\n".join(lines)
@@ -96,17 +101,17 @@ def _steps(answer: Answer) -> Iterable[str]:
         heads, *rows = steps_table(answer)
         yield from ("## One thing at a time", "", "Arms that are alike but for one thing: the second less the first, nats, and "
                     "its 95% interval; p after Holm's correction over this table.", "")  # fmt: skip
-        yield from _table(heads, rows)
+        yield from table(heads, rows)
         yield ""
 
 
-def _budgets(answer: Answer) -> Iterable[Sequence[str]]:
-    for budget in answer.budgets:
-        rows = answer.frame[answer.frame["budget"] == budget]
+def budget_rows(frame: pd.DataFrame) -> Iterable[Sequence[str]]:
+    """What was run at each budget (BUDGET_HEADS)."""
+    for budget, rows in frame.groupby("budget"):
         seeds = rows.groupby(["arm", "rung"]).size()
         widths = ", ".join(str(D) for D in sorted(rows["D"].unique()))
         tokens = f"{rows['tokens_seen'].min():.2g} to {rows['tokens_seen'].max():.2g}"
-        yield compact(budget), str(len(rows)), _span(seeds.min(), seeds.max()), widths, tokens
+        yield compact(float(str(budget))), str(len(rows)), _span(seeds.min(), seeds.max()), widths, tokens
 
 
 def _span(low: int, high: int) -> str:
@@ -154,7 +159,8 @@ def _choices(answer: Answer) -> Iterable[str]:
             yield f"Under another choice, {row.choice}: {row.arm} {row.value:+.2g} nats ({row.reads})."
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """A table's lines."""
     lines = [heads, ["---"] * len(heads), *rows]
     return [
         "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines

@@ -301,7 +301,6 @@ def how_made(frame: pd.DataFrame, baseline: str) -> list[tuple[str, str]]:
         *_speed(frame, baseline),
         ("Device", several(runs["device"].dropna())),
         ("Versions", several(versions)),
-        ("Revision", several(runs["git"].dropna())),
     ]
 
 

@@ -1,8 +1,9 @@
 """RedLLM's question uncrossed: is it the encoder-decoder's structure, or the objective that it was trained with?
 
 command    lab run redllm && lab report redllm
-cost       `lab plan` says it; not run yet
-expected   docs/studies/README.md says what was found, once it was run
+cost       small: 3.8e13 FLOPs in 180 runs; planned 13 minutes on 2 CPU cores, measured 22 on cores shared with other work
+           gpu, full: plans, `lab plan` says what they cost
+expected   docs/studies/redllm.md
 
 RedLLM (Zhang et al. 2025, arXiv 2510.26622) compares an encoder-decoder trained on a prefix LM with a decoder-only model
 trained on all tokens: structure and objective change together. Here they are crossed:

@@ -104,7 +104,7 @@ def write(
                        "diverged_at": 7 if lost else None}  # fmt: skip
             measured = {"seconds": 10.0 * factor * (1.0 if named == BASE else 1.2), "tokens_per_second": 440.0,
                         "exact_flops_per_second": 1e9, "mfu": None, "seconds_by_part": {"step": 9.0}, "device": "cpu",
-                        "versions": {"jax": "0"}, "git": "abc"}  # fmt: skip
+                        "versions": {"jax": "0", "git": "abc"}}  # fmt: skip
             records.write_json(
                 records.run_directory(path, run.run_id) / records.RESULT,
                 {"schema": 1, "run_id": run.run_id, "status": "diverged" if lost else "done", "outcome": outcome,

@@ -194,7 +194,6 @@ def _records(
             "attempts": 1,
             "device": "cpu",
             "versions": {"jax": "0.10.2", "bitterlab": "0.1.0"},
-            "git": "abcdef0",
             "execution": {"threads": 2},
         },
     }

@@ -1,7 +1,9 @@
 """Verdicts on what trains faster: their error rates in simulated studies, what is planted is found, and the page."""
 
+import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from scipy import integrate, special, stats
 import analysis
 from analysis.gains import analyse, judge, trend
 from analysis.guards import GUARDS
+from analysis.markdown import publish
 from analysis.moderate import moderate
 from analysis.refusal import Refused
 from gains_study import BASE, BUDGETS, SLOPE, loss_of, simulate, write
@@ -231,6 +234,27 @@ def test_report_of_a_study_of_gains(tmp_path, losses):
     for arm in kinds:
         assert largest[arm]["sentence"].split(":")[0] in html
     assert len((tmp_path / "claims.csv").read_text().splitlines()) == 1 + len(found["claims"])
+
+
+def test_a_published_study_of_gains_is_its_answer(tmp_path, losses):
+    losses = {**losses, ("wild", BUDGETS[2]): {**losses["wild", BUDGETS[2]], 1: None}}
+    gains = Gains(controls={"plus": 1.1, "no_op": 1.0}, free=("bad",))
+    write(tmp_path / "study", losses, gains=gains, factors=FACTORS, same=("no_op",))
+    page, answer = publish(tmp_path / "study", tmp_path / "out"), analyse(tmp_path / "study")
+    written = page.read_text()
+    for kept in re.findall(r"\]\(([^)]*)\)", written):
+        assert (tmp_path / "out" / kept).stat().st_size > 100, kept
+    for arm in answer.arms:
+        claim = answer.headline(arm)
+        assert f"- **{claim.kind}**: " in written and claim.sentence in written
+    assert "ablation: not all of its cost" in written and "- dropped_seeds: " in written
+    assert re.search(r"^- plus, planted \+10\.0%: gain", written, flags=re.M)
+    table = [line for line in written.splitlines() if line.startswith("| good |") and "simulated" not in line]
+    assert len(table) == len(BUDGETS) and all(line.count("|") == 14 for line in table)
+    with (tmp_path / "out" / "simulated-claims.csv").open() as file:
+        claims = {(row["arm"], float(row["budget"])): row for row in csv.DictReader(file)}
+    assert claims.keys() == answer.claims.keys()
+    assert all(claims[key]["kind"] == claim.kind for key, claim in answer.claims.items())
 
 
 def test_a_refusing_guard_stops_the_report_unless_it_is_allowed(tmp_path, losses):
