@@ -3,8 +3,9 @@
 # pandas' own annotations lose the type of a column; its errors are not this file's.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis import plots
 from analysis.frame import compact
@@ -12,6 +13,7 @@ from analysis.gains import Claim, Gains, analyse
 from analysis.gains_report import CLAIM_HEADS, claim_cells, figure, label, percent, trend, write_claims
 from analysis.markdown import BUDGET_HEADS, RUN_COLUMNS, budget_rows, table
 from analysis.report import how_made
+from lab.plan_file import matched_on
 
 
 def publish(study_dir: str | Path, out: str | Path) -> Path:
@@ -41,10 +43,10 @@ def text(answer: Gains) -> str:
         "",
         *table(("arm", "what it is"), study["arms"].items()),
         "",
-        f"Matched on {study['match']['quantity']} ({study['match']['convention']}): no run is further than "
+        f"Matched on {matched_on(study['match'])}: no run is further than "
         f"{answer.frame['residual'].abs().max():.2%} from its budget. A gain of {answer.margin:.0%} of the budget matters.",
         "",
-        *table(BUDGET_HEADS, budget_rows(answer.frame)),
+        *table((_budget(study["match"]), *BUDGET_HEADS[1:]), budget_rows(answer.frame)),
         "",
         f"All runs: [{name}.csv]({name}.csv); all claims: [{name}-claims.csv]({name}-claims.csv).",
         "",
@@ -71,6 +73,10 @@ def text(answer: Gains) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _budget(match: Mapping[str, Any]) -> str:
+    return "budget, reference seconds" if match["quantity"] == "reference_seconds" else BUDGET_HEADS[0]
 
 
 def _verdicts(answer: Gains, baseline: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from analysis.frame import compact
 from analysis.isoflop import minima
 from analysis.noise import Noise
 from analysis.report import asks_gains, differences_table, facts, steps_table
+from lab.plan_file import matched_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -64,7 +65,7 @@ def text(answer: Answer) -> str:
         "",
         *table(("arm", "what it is"), study["arms"].items()),
         "",
-        f"Baseline: {answer.baseline}. Matched on {study['match']['quantity']} ({study['match']['convention']}): no run is "
+        f"Baseline: {answer.baseline}. Matched on {matched_on(study['match'])}: no run is "
         f"further than {answer.frame['residual'].abs().max():.2%} from its budget.",
         "",
         *table(BUDGET_HEADS, budget_rows(answer.frame)),

@@ -55,6 +55,13 @@ def read(study: Path) -> dict[str, Any]:
     return from_text(path.read_bytes(), path)
 
 
+def matched_on(match: Mapping[str, Any]) -> str:
+    """What a plan says of `match`, in words."""
+    if match["quantity"] == "flops":
+        return f"flops ({match['convention']})"
+    return f"{match['quantity']} of {Path(match['reference']).name}" if match.get("reference") else match["quantity"]
+
+
 def to_text(plan: Mapping[str, Any]) -> bytes:
     """The file's content; plan["runs"] may be any iterable of rows. Raises ValueError on NaN or infinity."""
     about = {name: value for name, value in plan.items() if name != "runs"}

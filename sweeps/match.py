@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
-from lab import cost
+from lab import cost, reference_times
 from lab.spec import Budget, Run, Shape
+from sweeps.study import Match
 
 
-def set_budget(run: Run, amount: float, *, quantity: str, convention: str) -> Run:
+def set_budget(run: Run, amount: float, by: Match) -> Run:
     """The run with this budget in the unit that the study matches."""
-    if quantity == "flops":
-        return replace(run, budget=Budget(unit="flops", amount=amount, convention=convention))  # pyright: ignore[reportArgumentType]
+    if by.reference is not None:
+        return replace(run, budget=reference_times.budget(by.reference, amount))
+    if by.quantity == "flops":
+        return replace(run, budget=Budget(unit="flops", amount=amount, convention=by.convention))
     return replace(run, budget=Budget(unit="tokens", amount=amount))
 
 

@@ -102,7 +102,7 @@ class Plan:
                 "command": f"lab run {study.source or study.name}",
                 "baseline": study.baseline,
                 "arms": {name: describe_arm(template) for name, template in study.arms.items()},
-                "match": dataclasses.asdict(study.match),
+                "match": {name: value for name, value in vars(study.match).items() if value is not None},
                 **_asked(study),
                 "data": {
                     "corpus": data.corpus,
@@ -138,6 +138,11 @@ def plan(study: Study) -> Plan:
 
 def solve(study: Study) -> Plan:
     """As `plan`, with any seeds."""
+    if study.match.reference is not None and study.gains is None:
+        raise ValueError(
+            f"study {study.name}: match.quantity = 'reference_seconds': curves and crossings are of FLOPs; only a study with "
+            "gains = Gains() has budgets of reference times"
+        )
     _check_held_out(study)
     tuned = chosen(study)
     rows, unmatched, said = [], [], []
@@ -212,7 +217,7 @@ def _sized(study: Study, arm: str, rung: int, budget: float, tuned: Chosen | Non
         run = replace(run, shape=match.with_parameters(run, target, run.V, study.match.tolerance))
     if study.gains is not None:
         budget *= study.gains.controls.get(arm, 1.0)
-    run = match.set_budget(run, budget, quantity=study.match.quantity, convention=study.match.convention)
+    run = match.set_budget(run, budget, study.match)
     if isinstance(study.learning_rate, tuple) or study.learning_rate == OWN:
         return run
     if tuned is not None:

@@ -38,15 +38,21 @@ class Match:
 
     flops: every arm's own sizes, each trained until the budget is spent in `convention`. tokens: budgets are tokens of
     text. parameters: budgets are tokens too, and each arm's feed-forward width is solved for the baseline's parameters.
+    reference_seconds: budgets are seconds of the table of reference times `reference`, its path or the name of one that is
+    shipped (Kaddour et al. 2023); of studies of gains, whose arms do not differ in size.
     """
 
-    quantity: Literal["flops", "tokens", "parameters"] = "flops"
+    quantity: Literal["flops", "tokens", "parameters", "reference_seconds"] = "flops"
     convention: Literal["exact", "dense", "6nd", "textbook"] = "exact"
     tolerance: float = 0.01
+    reference: str | None = None
 
     def __post_init__(self):
-        choices = ("flops", "tokens", "parameters")
+        choices = ("flops", "tokens", "parameters", "reference_seconds")
         require(self.quantity in choices, "match.quantity", self.quantity, f"use one of {', '.join(choices)}")
+        timed = self.quantity == "reference_seconds"
+        require(timed == (self.reference is not None), "match.reference", self.reference,
+                "give the table that `lab calibrate` made, with quantity = 'reference_seconds' and no other")  # fmt: skip
         require(0 < self.tolerance <= 0.05, "match.tolerance", self.tolerance, "use a share in (0, 0.05]")
 
 

@@ -1,5 +1,7 @@
 import gc
 import os
+import zlib
+from collections import defaultdict
 from pathlib import Path
 
 # Each test process stays on a core of its own: XLA makes as many threads as it sees cores, and they would get in each
@@ -13,6 +15,31 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every", type=int, default=1, metavar="N", help="of each test's cases one in N, the same ones each time"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config, items):
+    """A sample of a suite whose tests have hundreds of cases: at least one of each test's, in an order that has nothing to do
+    with that of its parameters."""
+    every, cases = config.getoption("--every"), defaultdict(list)
+    if every < 1:
+        raise pytest.UsageError(f"--every = {every}: give 1 or more")
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    kept = {
+        item
+        for of_one in cases.values()
+        for item in sorted(of_one, key=lambda item: zlib.crc32(item.nodeid.encode()))[: -(-len(of_one) // every)]
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
 
 MAPS, MOST_MAPS = Path("/proc/self/maps"), 15_000
 

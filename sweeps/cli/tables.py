@@ -10,6 +10,7 @@ from lab import hardware
 from lab.execution import Execution
 from lab.hardware import Device
 from lab.memory import Memory, predict
+from lab.plan_file import matched_on
 from sweeps.plan import Plan, PlannedRun
 
 HEADS = ("arm", "budget", "rung", "D x L", "body", "steps", "tokens", "epochs", "rate", "FLOPs", "residual", "hours",
@@ -62,7 +63,7 @@ def _whole(plan: Plan, device: Device, workers: int) -> list[str]:
     name = WORDS[device.kind] if device.name == device.kind else device.name
     return [
         f"{len(unique)} runs, {plan.programs()} shapes, {sum(r.planned['exact'] for r in unique):.4g} exact FLOPs; matched on "
-        f"{match.quantity} ({match.convention}) within {worst:.2%} of {match.tolerance:.0%}",
+        f"{matched_on(vars(match))} within {worst:.2%} of {match.tolerance:.0%}",
         f"about {_duration(seconds)} on {workers} {name}{'s' if workers > 1 and name in WORDS.values() else ''}, compilation "
         f"included ({device.assumed})",
     ]

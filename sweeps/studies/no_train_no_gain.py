@@ -122,7 +122,7 @@ class Preset:
     rate: float
     seeds: int
     examples: int = 512
-    learning_rate: str = OWN  # "tuned:gains" once its rules are there
+    learning_rate: str = OWN
     settings: Mapping[str, Any] = field(default_factory=dict)  # parts of a Run
 
 
@@ -132,7 +132,7 @@ PRESETS = {
     "smoke": Preset(shape=shape(16, 4), text=32, batch=2, budgets=(1e9, 2e9, 4e9), rate=0.01, seeds=2, examples=64,
                     arms=("wsd",)),
     "small": Preset(shape=shape(16, 4), text=64, batch=4, budgets=(8e9, 3.2e10, 1.28e11), rate=0.02, seeds=5,
-                    arms=tuple(name for name in ARMS if name not in ("linear", "cosine"))),
+                    arms=tuple(name for name in ARMS if name not in ("linear", "cosine")), learning_rate="tuned:gains"),
     "gpu": Preset(shape=shape(256, 8, head_width=64), text=256, batch=64, budgets=(1.2e14, 4.8e14, 1.92e15), rate=2e-3, seeds=5,
                   examples=4096, settings=dict(precision="bf16")),
     "bert": Preset(families=("bert",), shape=BERT, text=128, batch=1536, updates=(7989, 15978, 31957), rate=1e-3, seeds=3,

@@ -12,6 +12,7 @@ from sweeps.tune.conclude import ALL, DEFAULT, Tuned, rules_of
 from sweeps.tune.rules import Regret, Rules, Source
 
 RULES, PAGE, TRIALS, OPTIMA, REGRET = "rules.json", "tuning.md", "trials.csv", "optima.csv", "regret.csv"
+MOST_IN_A_ROW = 10  # arms, beyond which a table of each rule for each arm can not be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +130,27 @@ def _cells(rules: Rules) -> Table:
 
 
 def _regret(tuned: Tuned, rules: Rules) -> Table:
-    names = (*tuned.arms, ALL, DEFAULT)
-    return Table(
-        title="Regret of sharing a rule: loss at its rate less the loss at the arm's best rate (nats), mean and worst of cells",
-        heads=("rule of \\ used for", *tuned.arms),
-        rows=tuple((name, *(_regretted(rules.regret[name][arm]) for arm in tuned.arms)) for name in names),
-        note="From each cell's measured losses: its parabola between the neighbours of the best rate, straight lines between "
+    note = (
+        "From each cell's measured losses: its parabola between the neighbours of the best rate, straight lines between "
         f"measured rates beyond. `{DEFAULT}` is the default rule. '+n' counts cells where the rate lies outside of what was "
-        "tried, '!n' those where it is one that diverges.",
+        "tried, '!n' those where it is one that diverges."
+    )
+    title = "loss at its rate less the loss at the arm's best rate (nats), mean and worst of cells"
+    if len(tuned.arms) > MOST_IN_A_ROW:
+        shared = (tuned.arms[0], ALL, DEFAULT)
+        return Table(
+            title=f"Regret of sharing a rule: {title}",
+            heads=("arm", "own rule", *(f"rule of {name}" if name in tuned.arms else name for name in shared)),
+            rows=tuple((arm, *(_regretted(rules.regret[name][arm]) for name in (arm, *shared))) for arm in tuned.arms),
+            note=f"{note} Every arm's rule used for every other: {REGRET}.",
+        )
+    return Table(
+        title=f"Regret of sharing a rule: {title}",
+        heads=("rule of \\ used for", *tuned.arms),
+        rows=tuple(
+            (name, *(_regretted(rules.regret[name][arm]) for arm in tuned.arms)) for name in (*tuned.arms, ALL, DEFAULT)
+        ),
+        note=note,
     )
 
 

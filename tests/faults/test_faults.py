@@ -30,17 +30,13 @@ STEPS = 6000
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Store:
-    store = Store(tmp_path_factory.mktemp("undisturbed") / "study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITTERLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        store.write_plan(kills.plan(STEPS))
-        local.start(store.root, local.cpu_slots(2), settings=kills.SETTINGS)
-    assert {s.state for s in store.status()} == {"done"}
-    return store
+        return kills.undisturbed(STEPS, tmp_path_factory.mktemp("undisturbed") / "study")
 
 
-def test_thirty_kills_lose_nothing(tmp_path):
-    counted = kills.main(30, seed=1, steps=STEPS, directory=tmp_path)
+def test_thirty_kills_lose_nothing(undisturbed, tmp_path):
+    counted = kills.main(30, seed=1, steps=STEPS, directory=tmp_path, reference=undisturbed)
     assert counted["killed"] + counted["stopped past the lease"] >= 30
     assert counted["killed"] and counted["stopped past the lease"]
     assert counted["attempt"] > counted["runs"] == counted["ended"]

@@ -98,6 +98,41 @@ def test_every_arm_of_the_small_preset_is_planned_in_every_family():
         assert not any("rho" in name for name in templates(preset, sweeps.corpus("python", allow_repeat=True)))
 
 
+def in_reference_seconds(study, table, *budgets, kept=(BASELINE,)):
+    arms = {name: run for name, run in study.arms.items() if name.split("/")[1] in (BASELINE, *kept)}
+    by = sweeps.Match(quantity="reference_seconds", reference=str(table))
+    return replace(
+        study, arms=arms, against=against(arms), gains=Gains(allow=("repeated_text",)), budgets=budgets, match=by
+    )
+
+
+def test_the_published_comparison_is_planned_in_reference_seconds():
+    """Kaddour et al. 2023 gave every arm 24 hours of reference times: updates of the baseline, and relative to it."""
+    kept = ("stacking", "layer_dropping", "selective_backprop", "sophia_g")
+    whole = sweeps.load("no_train_no_gain", "bert")
+    plan = sweeps.plan(in_reference_seconds(whole, "ntng-bert", 24 * 3600.0, kept=kept))
+    steps = {r.arm.split("/")[1]: r.planned["steps"] for r in plan.runs}
+    assert steps[BASELINE] == 31_957
+    found = [steps[name] / steps[BASELINE] for name in kept]
+    assert found == pytest.approx([1.465, 1.335, 0.548, 0.952], abs=5e-4)
+    assert max(abs(r.residual) for r in plan.runs) < 1e-3
+    said = plan.to_json()["study"]["match"]
+    assert said == {"quantity": "reference_seconds", "convention": "exact", "tolerance": 0.01, "reference": "ntng-bert"}
+
+
+def test_reference_seconds_that_can_not_be_planned(smoke, tmp_path):
+    whole = sweeps.load("no_train_no_gain", "bert")
+    with pytest.raises(ValueError, match=r"ntng-bert\.json has no reference time of .*average/ema.* `lab calibrate`"):
+        sweeps.plan(in_reference_seconds(whole, "ntng-bert", 3600.0, kept=("ema",)))
+    with pytest.raises(ValueError, match="no such file"):
+        sweeps.plan(in_reference_seconds(smoke, tmp_path / "none.json", 1.0))
+    for wrong in (dict(quantity="reference_seconds"), dict(reference="ntng-bert")):
+        with pytest.raises(ValueError, match=r"match\.reference = .*lab calibrate"):
+            sweeps.Match(**wrong)
+    with pytest.raises(ValueError, match=r"only a study with gains = Gains\(\) has budgets of reference times"):
+        sweeps.plan(replace(in_reference_seconds(whole, "ntng-bert", 3600.0), gains=None))
+
+
 def changed(study, arm, **changes):
     arms = {name: run for name, run in study.arms.items() if name.split("/")[1] in (BASELINE, "wsd")}
     arms[arm] = replace(arms[arm], **changes)

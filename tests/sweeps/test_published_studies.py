@@ -1,0 +1,78 @@
+"""The pages under docs/studies: each is of the study that its command plans today, and its cells come out again."""
+
+import csv
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sweeps
+from lab import records
+from lab.spec import to_json
+from lab.versions import versions
+from sweeps.launch import local
+from sweeps.plan import PlannedRun
+from sweeps.store import Store
+
+PAGES = Path(__file__).parents[2] / "docs" / "studies"
+STUDIES = sorted(path.stem for path in PAGES.glob("*.csv") if not path.stem.startswith("tuning-"))
+DECIDE = ("jax", "jaxlib", "optax", "numpy")
+CELLS = 2  # the cheapest of a study that are trained again
+
+
+@cache
+def published(study: str) -> list[dict[str, str]]:
+    with (PAGES / f"{study}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@cache
+def planned(study: str) -> dict[tuple[Any, ...], PlannedRun]:
+    plan = sweeps.plan(sweeps.load(study))
+    return {(r.arm, r.budget, r.rung, r.run.seed.init, r.run.seed.data): r for r in plan.runs}
+
+
+def cell(row: dict[str, str]) -> tuple[Any, ...]:
+    return row["arm"], float(row["budget"]), int(row["rung"]), int(row["seed_init"]), int(row["seed_data"])
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_page_is_of_what_its_command_plans(study):
+    rows = {cell(row): row for row in published(study)}
+    assert rows.keys() == planned(study).keys()
+    for key, row in rows.items():
+        run = planned(study)[key].run
+        assert (int(row["D"]), int(row["L"])) == (run.shape.D, run.shape.L)
+        assert float(row["learning_rate"]) == pytest.approx(run.optimizer.learning_rate, rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES)
+def test_cells_come_out_again(study, tmp_path):
+    """Trained by a worker of their own, where text and versions are the page's."""
+    page = (PAGES / f"{study}.md").read_text()
+    said = dict(re.findall(r"^\| (Manifest|Versions) \| (.+) \|$", page, re.MULTILINE))
+    cheapest = sorted(
+        (row for row in published(study) if row["status"] == "done"), key=lambda r: float(r["flops_exact"])
+    )
+    chosen = {cell(row): row for row in cheapest[:CELLS]}
+    here = next(iter(planned(study).values())).run.data.manifest
+    if not said["Manifest"].startswith(here):
+        pytest.skip(f"the text is not what this page is of: {here[:12]} here")
+    other = [
+        f"{name} {v}" for name, v in versions().items() if name in DECIDE and f"{name} {v}" not in said["Versions"]
+    ]
+    if other:
+        pytest.skip(f"versions that this page was not made with: {', '.join(other)}")
+    runs = [planned(study)[key].run for key in chosen]
+    store = Store(tmp_path / study)
+    rows = [{"run_id": r.run_id, "arm": key[0], "run": to_json(r)} for key, r in zip(chosen, runs, strict=True)]
+    store.write_plan({"schema": records.SCHEMA, "study": {"name": study}, "runs": rows})
+    local.start(store.root, local.cpu_slots(2))
+    for run, row in zip(runs, chosen.values(), strict=True):
+        outcome = records.read_result(store.directory(run.run_id))["outcome"]
+        assert outcome["spent"]["exact"] == int(row["flops_exact"])
+        # To the last digit on the page's own processor; on another, whose sums are rounded in another order, closely.
+        assert outcome["loss"] == pytest.approx(float(row["loss"]), abs=5e-3)
