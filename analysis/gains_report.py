@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis import page, plots
 from analysis.compare import ALPHA
@@ -134,35 +134,47 @@ def verdict_json(answer: Gains) -> dict[str, Any]:
 
 
 def figure(answer: Gains) -> Figure:
-    """A panel for each baseline: the gain of each arm with its interval at each budget, on a log scale of budgets needed."""
+    """A panel for each baseline: the gain of each arm with its interval at each budget, on a log scale of budgets needed. Arms
+    named family/arm, as their baselines are, look alike in all panels."""
     panels = answer.baselines
+    names = list(dict.fromkeys(_short(arm, answer.headline(arm).baseline) for arm in answer.arms))
+    handles = {}
     with plots.style():
-        made = Figure(figsize=(4.6 * max(1, len(panels)), 4.2), layout="constrained")
+        made = Figure(figsize=(1.8 + 4.2 * max(1, len(panels)), 4.2), layout="constrained")
         for axis, baseline in zip(made.subplots(1, max(1, len(panels)), squeeze=False).flat, panels, strict=True):
             arms = [arm for arm in answer.arms if answer.headline(arm).baseline == baseline]
             for index, arm in enumerate(arms):
                 points = [c for c in answer.of(arm) if c.value is not None and c.value > -1]
                 if not points:
                     continue
-                shift = 1.03 ** (index - len(arms) / 2)
+                shift, place = 1.03 ** (index - len(arms) / 2), names.index(_short(arm, baseline))
                 x, y = [c.budget * shift for c in points], np.array([1 + (c.value or 0.0) for c in points])
                 ends = np.array([[_end(c, "low", v), _end(c, "high", v)] for c, v in zip(points, y, strict=True)])
-                axis.errorbar(
-                    x, y, np.abs(ends.T - y), label=arm, capsize=2, lw=1, ms=4.5,
-                    color=plots.COLOURS[index % len(plots.COLOURS)],
-                    marker=plots.MARKERS[index // len(plots.COLOURS) % len(plots.MARKERS)],
+                handles[names[place]] = axis.errorbar(
+                    x, y, np.abs(ends.T - y), capsize=2, lw=1, ms=4.5,
+                    color=plots.COLOURS[place % len(plots.COLOURS)],
+                    marker=plots.MARKERS[place // len(plots.COLOURS) % len(plots.MARKERS)],
                 )  # fmt: skip
             axis.axhline(1, color="black", lw=0.8)
             axis.axhline(1 + answer.margin, color="black", lw=0.6, ls=":")
-            axis.set(xscale="log", yscale="log", title=f"against {baseline}", xlabel="budget",
-                     ylabel="budget the baseline needs, as a share")  # fmt: skip
+            axis.set(xscale="log", yscale="log", title=f"against {baseline}", xlabel="budget")
             axis.set_xticks(budgets := sorted({c.budget for c in answer.claims.values()}), list(map(compact, budgets)))
             axis.xaxis.set_minor_locator(NullLocator())
-            for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-                which(FuncFormatter(lambda value, _: f"{value:.3g}"))
-            if arms:
-                axis.legend(fontsize=7)
+            low, high = axis.get_ylim()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high / low > 10 else tuple(range(1, 10))))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        made.axes[0].set_ylabel("budget the baseline needs, as a share")
+        if handles:
+            shown = [name for name in names if name in handles]
+            made.legend([handles[name] for name in shown], shown, loc="outside right center")
     return made
+
+
+def _short(arm: str, baseline: str) -> str:
+    """An arm's name within its baseline's family."""
+    family, slash, _ = baseline.rpartition("/")
+    return arm.removeprefix(family + slash)
 
 
 def _end(claim: Claim, which: str, value: float) -> float:

@@ -48,6 +48,10 @@ def parameter_hash(params: Params, gather: Callable[[Any], np.ndarray] = np.asar
 class OutOfMemory(ValueError):
     """A run that does not fit, with half the microbatch either."""
 
+    def __init__(self, run_id: str, of: str):
+        remedy = "use remat, a mesh of more devices (--mesh), or a smaller shape"
+        super().__init__(f"{run_id}: the device has no memory for {of}: {remedy}")
+
 
 class Attempt:
     """`running` until the budget is spent or the run has diverged; then `result` is there and on disk.
@@ -129,10 +133,9 @@ class Attempt:
         parts = 2 * self.execution.microbatches
         if self.out_of_memory or self.run.batch % parts:
             self.close()
+            why = "after they were halved" if self.out_of_memory else "which can not be halved"
             raise OutOfMemory(
-                f"{self.run.run_id}: the device has no memory for {self.run.batch // self.execution.microbatches} examples at "
-                f"once, {'after they were halved' if self.out_of_memory else 'which can not be halved'}: use remat, a mesh of "
-                "more devices (--mesh), or a smaller shape"
+                self.run.run_id, f"{self.run.batch // self.execution.microbatches} examples at once, {why}"
             )
         self.execution = replace(self.execution, microbatches=parts)
         self.out_of_memory += 1

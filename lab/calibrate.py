@@ -1,8 +1,8 @@
 """Measures reference times (lab.reference_times) on the device at hand: each operation that some runs need, by itself.
 
-Compiled as training compiles it, run on one batch over and over, each run waited for (`block_until_ready`); compilation and
-the first runs are not counted. The median is what is charged; the mean and the number of runs are recorded beside it. A device
-that is shared gives numbers of that hour: measure on an idle one.
+Compiled as training compiles it, run on one batch over and over, each run waited for (`block_until_ready`), a state handed on
+from one to the next; compilation and the first runs are not counted. The median is what is charged; the mean and the number of
+runs are recorded beside it. A device that is shared gives numbers of that hour: measure on an idle one.
 """
 
 import functools
@@ -79,34 +79,56 @@ def _there(out: Path) -> dict[str, Any]:
     if not out.exists():
         return {}
     reference_times.read(out)
-    content, here = records.read_json(out), machine()
-    if content["machine"] != here:
-        raise ValueError(f"{out}: was measured on {content['machine']}, and this is {here}: write to another file")
+    content, here = records.read_json(out), _decisive(machine())
+    there = _decisive(content["machine"])
+    if other := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
+        differ = ", ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in other)
+        raise ValueError(f"{out}: was measured elsewhere ({differ}): write to another file")
     return dict(content["entries"])
 
 
+def _decisive(machine: dict[str, Any]) -> dict[str, Any]:
+    """What a time depends on: not the commit that the lab is at."""
+    versions = {name: version for name, version in machine["versions"].items() if name not in ("git", "bitterlab")}
+    return {**{name: value for name, value in machine.items() if name != "versions"}, **versions}
+
+
 def measured(run: Run, operation: Operation, stage: int, steps: int) -> dict[str, Any]:
-    """Seconds of one operation: {"seconds": the median, "mean", "steps", what it is of}."""
-    work, arguments, p = prepared(run, operation, stage)
-    compiled = compile_lowered(jax.jit(work, keep_unused=True).lower(*arguments))
-    seconds = []
-    for index in range(WARM_UP + steps):
+    """Seconds of one operation: {"seconds": what is charged, "mean", "steps", what it is of}. Of an update that does more every
+    so many steps (SOAP's) the mean over such a period of its steps' medians."""
+    work, arguments, p, fed_back = prepared(run, operation, stage)
+    donated = () if fed_back is None else (fed_back,)
+    compiled = compile_lowered(jax.jit(work, keep_unused=True, donate_argnums=donated).lower(*arguments))
+    given, seconds = list(arguments), []
+    period = int(run.optimizer.extra["interval"]) if operation.kind == "update" and _periodic(run) else 1
+    runs = -(-steps // period) * period
+    for index in range(WARM_UP + runs):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
+        result = jax.block_until_ready(compiled(*given))
         if index >= WARM_UP:
             seconds.append(time.perf_counter() - start)
+        if fed_back is not None:
+            given[fed_back] = result
     return {
-        "seconds": statistics.median(seconds),
+        "seconds": statistics.fmean(statistics.median(seconds[phase::period]) for phase in range(period)),
         "mean": statistics.fmean(seconds),
-        "steps": steps,
+        "steps": runs,
         "shape": {"D": p.model.shape.D, "L": p.model.shape.L, "L_input": p.model.shape.L_input, "batch": run.batch},
         "precision": run.precision,
         "execution": p.execution.to_json(),
     }
 
 
-def prepared(run: Run, operation: Operation, stage: int) -> tuple[Callable[..., Any], tuple[Any, ...], Program]:
-    """What an operation executes, as a function of arrays, and arrays to call it with."""
+def _periodic(run: Run) -> bool:
+    """Whether some updates do more than others; an estimate of the Hessian is an operation of its own."""
+    return "interval" in run.optimizer.extra and not run.optimizer.curvature
+
+
+def prepared(
+    run: Run, operation: Operation, stage: int
+) -> tuple[Callable[..., Any], tuple[Any, ...], Program, int | None]:
+    """What an operation executes, as a function of arrays, arrays to call it with, and which of these its result takes the
+    place of, as a training state does (None: of none)."""
     execution = hardware.choose(run, run.V, jax.default_backend(), limit=hardware.memory_limit())
     p = program(run, execution, stage=stage)
     form, kind = p.forms[operation.form], operation.kind
@@ -114,29 +136,35 @@ def prepared(run: Run, operation: Operation, stage: int) -> tuple[Callable[..., 
     batch = _tokens(p, operation.examples or run.batch, form)
     if kind == "train":
         keep = _keep(p, operation.active)
-        return lambda params, batch, keep: loss_and_gradient(p, params, batch, form, keep), (params, batch, keep), p
+        return (
+            lambda params, batch, keep: loss_and_gradient(p, params, batch, form, keep),
+            (params, batch, keep),
+            p,
+            None,
+        )
     if kind == "forward":
-        return functools.partial(example_losses, p), (params, batch), p
+        return functools.partial(example_losses, p), (params, batch), p, None
     if kind == "hessian":
-        return functools.partial(curvature, p), (params, _tokens(p, run.batch, form), jax.random.key(0)), p
-    state = {"params": params, **{n: _filled(part) for n, part in abstract_state(p).items() if n != "params"}}
+        return functools.partial(curvature, p), (params, _tokens(p, run.batch, form), jax.random.key(0)), p, None
+    state = {name: _filled(part) for name, part in abstract_state(p).items()}
     if kind == "average":
         fed = {name: jnp.ones(shape, jnp.float32) for name, shape in p.inside.fed}
-        core = {name: state[name] for name in ("params", "optimizer")}
+        core = {name: state.pop(name) for name in ("params", "optimizer")}
 
-        def average(state: dict[str, Any]) -> Any:  # a step whose every other part takes no time
+        def average(core: dict[str, Any], own: dict[str, Any]) -> Any:  # a step whose every other part takes no time
             tools = Tools(plain=lambda *_: (core, 0.0, 0.0), losses=lambda *_: None, start=lambda _: None)
-            return p.inside.step(tools, state, batch, fed)
+            after, *_ = p.inside.step(tools, {**core, **own}, batch, fed)
+            return {name: after[name] for name in own}
 
-        return average, (state,), p
+        return average, (core, state), p, 1
     assert kind == "update", kind
     hyper = hyperparameters(run.optimizer, steps=cost.steps(run, run.V), seed=run.seed.data)
-    extra = {"curvature": lambda _: params} if p.hessian_examples else {}  # its estimate is measured by itself
 
     def update(state: dict[str, Any], gradient: Params) -> Any:
-        return updated(p, state, gradient, hyper, jnp.float32(1e-3), **extra)
+        extra = {"curvature": lambda _: gradient} if p.hessian_examples else {}  # its estimate is measured by itself
+        return {**state, **updated(p, state, gradient, hyper, jnp.float32(1e-3), **extra)}
 
-    return update, (state, params), p
+    return update, (state, params), p, 0
 
 
 def _filled(tree: Any) -> Any:

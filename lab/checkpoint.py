@@ -52,16 +52,16 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run; `step` is the number of steps taken.
 
-    earlier: directories of attempts before this one, newest first, from which to go on; nothing is written there. Several
-    hosts call every method together.
+    earlier: directories of attempts before this one, newest first, from which to go on; nothing is written there. reads_only:
+    nor here, since another process may be training. Several hosts call every method together.
     """
 
-    def __init__(self, run_dir: Path, *, run_id: str, earlier: Sequence[Path] = ()):
-        self.run_id, self.run_dir = run_id, Path(run_dir).absolute()
+    def __init__(self, run_dir: Path, *, run_id: str, earlier: Sequence[Path] = (), reads_only: bool = False):
+        self.run_id, self.run_dir, self.reads_only = run_id, Path(run_dir).absolute(), reads_only
         self.earlier = [Path(directory).absolute() for directory in earlier]
         self.alone = jax.process_count() == 1
         self.writes = jax.process_index() == 0
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, read_only=reads_only)
         self.manager = ocp.CheckpointManager(self.run_dir / DIRECTORY, options=options)
         self.saved = set(_steps(self.run_dir))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -129,7 +129,7 @@ class Checkpoints:
                 log.warning(
                     "%s: a damaged checkpoint (%s) is not used; the one before it is, or the start", one.path, why
                 )
-                if one.run_dir == self.run_dir:
+                if one.run_dir == self.run_dir and not self.reads_only:
                     self._set_aside(one)
         if not self.alone:
             choice = _agree(choice, (self.run_dir, *self.earlier))

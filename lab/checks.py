@@ -28,6 +28,6 @@ def check_number(name: str, value: object, low: float, high: float, *, open_low:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean ...?)' for a name close to a known one, else the known ones."""
+    """'did you mean ...?' for a name close to a known one, else the known ones."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"

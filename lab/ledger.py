@@ -58,7 +58,7 @@ class Ledger:
         self.course, one_form = Course(run.objective, run.seed.data), len(forms(run.objective)) == 1
         self.one_form = one_form
         plain = Method(run, 0.0)
-        step = self.prices.of(PLAIN, run, plain.plain(Moment(1, 0, 0, 0.0, 0.0)))[self.unit]
+        step = self.prices.of(PLAIN, run, plain.plain(Moment(1, 0, 0, 0.0)))[self.unit]
         self.method = method(run, self.amount / step)
         self.stage_runs = self.method.stages
         self.steps = 0
@@ -90,11 +90,14 @@ class Ledger:
         return self._moment
 
     def _now(self) -> Moment:
-        share, stage, form = self.share, self.stage, self.form
-        if self.method.run.technique is None:
-            return Moment(self.steps, stage, form, share, share)
-        plain = self.prices.of(PLAIN, self.method.run, self.method.plain(Moment(self.steps, 0, form, share, share)))
-        return Moment(self.steps, stage, form, share, (self.spent[self.unit] + plain[self.unit]) / self.amount)
+        at = Moment(self.steps, self.stage, self.form, self.share)
+        if not self.method.foresees:
+            return at
+        after = self.spent[self.unit] + self._price(at)[self.unit]
+        share, step = after / self.amount, self.steps + 1
+        following = Moment(step, self.method.stage(step, share), 0 if self.one_form else self.course.form(step), share)
+        last = after + self._price(following)[self.unit] / 2 > self.amount  # as `fits` will say
+        return at._replace(share_after=share, last=last)
 
     def _price(self, at: Moment) -> Mapping[str, int | float]:
         if not self.method.charged:

@@ -32,14 +32,15 @@ class Operation(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Before a step: how many were taken, the stage, the form that the step takes, the share of the budget that is spent, and
-    what will be once the step is, if it is charged as a plain one."""
+    """Before a step: how many were taken, the stage, the form that the step takes, and the share of the budget that is spent.
+    Of a method that `foresees`: the share once the step is, and whether no step follows."""
 
     step: int
     stage: int
     form: int
     share: float
-    share_after: float
+    share_after: float = 0.0
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Method:
     dependent = False  # what a step spends depends on what it finds: it is settled when the step is done
     packs = True  # runs side by side do no more than each would alone
     copies = 0  # of all parameters, in the state
+    foresees = False  # what comes after a step is a part of its moment
     one_epoch = False  # what it reads must not come again
     first_step = 0  # before which the model that is evaluated is not trained yet
 
@@ -132,7 +134,7 @@ class Method:
     def every(self) -> Iterator[tuple[int, Operation]]:
         """All operations that there can be, with their stages."""
         for form in range(len(forms(self.run.objective))):
-            for operation in self.plain(Moment(0, 0, form, 0.0, 0.0)):
+            for operation in self.plain(Moment(0, 0, form, 0.0)):
                 yield 0, operation
 
     def charges(self, at: Moment) -> tuple[Operation, ...]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "reference_tables"
 SCHEMA = 1
 ANY = "*"
+WORK = ("interval", "iterations", "window")  # settings of optimizers and techniques that change what is computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +77,21 @@ def subject_of(run: Run, form: int) -> str:
 
 
 def key(run: Run, operation: "Operation", subject: str) -> str:
-    """Without its examples. Of layers that run it says how many, not which; of two depths the input stream's first."""
+    """Without its examples. Of layers that run it says how many, not which; of two depths the input stream's first. Numbers
+    that say how much work it is are part of it (not of published tables)."""
     kind, active = operation.kind, operation.active
     targets, inputs = (active.targets, active.all_inputs) if active else (run.shape.L, run.shape.L_input)
     layers = str(targets) if targets == inputs or run.structure.encoder_only else f"{inputs}+{targets}"
+    numbers: Mapping[str, float] = {}
     if kind in ("update", "hessian"):
-        kind = f"{kind}/{run.optimizer.name}"
+        kind, numbers = f"{kind}/{run.optimizer.name}", {} if run.optimizer.curvature else run.optimizer.extra
     if kind == "average":
-        kind = f"{kind}/{run.technique.name if run.technique else ''}"
+        kind, numbers = (
+            f"{kind}/{run.technique.name if run.technique else ''}",
+            run.technique.settings if run.technique else {},
+        )
+    if subject != ANY:
+        kind += "".join(f",{name}={numbers[name]:g}" for name in WORK if name in numbers)
     return f"{subject}/{kind}/{layers}"
 
 
@@ -117,11 +125,12 @@ def _read(path: Path, _: int) -> Table:
                       source=content["source"], sha256=hashlib.sha256(text).hexdigest(), path=str(path))  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a table of reference times ({error})") from error
-    wrong = [name for name, value in seconds.items() if not 0 <= value < float("inf")]
-    if wrong or not all(name.rpartition(" x")[2].isdigit() for name in seconds):
-        raise ValueError(
-            f"{path}: not a table of reference times (keys end in ' x' and a number, and seconds are positive)"
-        )
+    for name, value in seconds.items():
+        if not (0 <= value < float("inf") and name.rpartition(" x")[2].isdigit()):
+            raise ValueError(
+                f"{path}: not a table of reference times: '{name}' is {value!r} (keys end in ' x' and a number, and seconds are "
+                "finite and not negative)"
+            )
     return table
 
 

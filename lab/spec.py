@@ -296,9 +296,9 @@ class Run:
             require(len(forms(self.objective)) == 1, "technique.name", name,
                     f"it selects among examples of one form, and steps of {self.objective.name} take several: use another "
                     "technique or objective")  # fmt: skip
-        if name in ("ema", "lawa"):
+        if name in ("ema", "lawa", "rho_loss"):
             require(self.optimizer.name != "schedule_free_adamw", "technique.name", name,
-                    "schedule_free_adamw averages parameters already: use another optimizer")  # fmt: skip
+                    "schedule_free_adamw's model is an average, and not what it trains: use another optimizer")  # fmt: skip
         if self.technique is not None and name == "stacking":
             require(not self.options.share_layers, "options.share_layers", True,
                     "stacking copies layers to a greater depth, and one layer serves at all depths here: use false")  # fmt: skip

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from lab import hardware, memory, mesh, records, tracking
-from lab.attempt import Attempt, parameter_hash
+from lab.attempt import Attempt, OutOfMemory, parameter_hash
 from lab.checkpoint import Checkpoints
 from lab.clock import Clock
 from lab.compiled import Compiled, compiled, use_compilation_cache
@@ -144,7 +144,12 @@ def train_together(
             )
     elif made is None:
         log.warning("%s: %s", chosen[0][0].run_id, why)
-        made = _train(chosen, on_progress=on_progress, halve=True, **settings)
+        try:
+            made = _train(chosen, on_progress=on_progress, halve=True, **settings)
+        except jax.errors.JaxRuntimeError as error:
+            if OUT_OF_MEMORY not in str(error):
+                raise
+            raise OutOfMemory(chosen[0][0].run_id, "half the examples at once either") from error
     for i, result in zip(left, made, strict=True):
         results[i] = result
     return [result for result in results if result]
@@ -344,8 +349,10 @@ def _loop(
                         continue
                 except Interrupted:
                     stopping, ousted = stopping or stop.is_set(), ousted or superseded()
-                if due or stopping or ousted:
-                    save(attempt, built.part(state, lane))
+            if due or stopping or ousted:  # also those that were evaluated before the one that was stopped in it
+                for lane, attempt in enumerate(attempts):
+                    if attempt.running:
+                        save(attempt, built.part(state, lane))
             if due:
                 saved_at = time.monotonic()
             if any(attempt.running for attempt in attempts):
@@ -414,7 +421,7 @@ def _on_any_host(*flags: bool) -> tuple[bool, ...]:
 def restore_parameters(run: Run, run_dir: Path) -> tuple[Transformer, Params]:
     """The model and the parameters of the newest checkpoint of a run."""
     newest, *earlier = records.attempts(run_dir)
-    checkpoints = Checkpoints(newest, run_id=run.run_id, earlier=earlier)
+    checkpoints = Checkpoints(newest, run_id=run.run_id, earlier=earlier, reads_only=True)
     try:
         if checkpoints.note is None:
             raise ValueError(f"{run_dir}: no checkpoint here; train the run first (`lab run` or `lab train`)")

@@ -23,22 +23,29 @@ def pytest_addoption(parser):
     )
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
-def pytest_collection_modifyitems(config, items):
-    """A sample of a suite whose tests have hundreds of cases: at least one of each test's, in an order that has nothing to do
-    with that of its parameters."""
-    every, cases = config.getoption("--every"), defaultdict(list)
-    if every < 1:
-        raise pytest.UsageError(f"--every = {every}: give 1 or more")
-    for item in items:
+def by_test(items):
+    """The cases of each test, in an order that has nothing to do with that of its parameters."""
+    cases = defaultdict(list)
+    for item in sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode())):
         cases[item.nodeid.partition("[")[0]].append(item)
-    kept = {
-        item
-        for of_one in cases.values()
-        for item in sorted(of_one, key=lambda item: zlib.crc32(item.nodeid.encode()))[: -(-len(of_one) // every)]
-    }
+    return cases.values()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config, items):
+    """Before -m and -k choose: of a test that is marked `first(n)`, the other cases are slow. After: a sample of each test's
+    cases, at least one."""
+    for cases in by_test(item for item in items if not item.get_closest_marker("slow")):
+        if first := cases[0].get_closest_marker("first"):
+            for item in cases[first.args[0] :]:
+                item.add_marker(pytest.mark.slow)
+    result = yield
+    if (every := config.getoption("--every")) < 1:
+        raise pytest.UsageError(f"--every = {every}: give 1 or more")
+    kept = {item for cases in by_test(items) for item in cases[: -(-len(cases) // every)]}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+    return result
 
 
 MAPS, MOST_MAPS = Path("/proc/self/maps"), 15_000
@@ -75,11 +82,18 @@ def programs_are_let_go():
         gc.collect()
 
 
-@pytest.fixture(autouse=True)
-def compiled_as_users_have_it(request, monkeypatch):
-    """Slow tests, and those of fits, which run for longer than they compile."""
-    if request.path.parent.name == "analysis" or request.node.get_closest_marker("slow"):
-        jax.config.update("jax_disable_most_optimizations", False)
-        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    else:
-        jax.config.update("jax_disable_most_optimizations", True)
+# Of tests that train for longer than they compile.
+LONG = ("slow", "faults", "ray", "slurm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_as_users_have_it(request):
+    """Before any other fixture of a module with long tests, or of fits."""
+    here = [item for item in request.session.items if item.path == request.path]
+    long = request.path.parent.name == "analysis" or any(
+        item.get_closest_marker(mark) for item in here for mark in LONG
+    )
+    jax.config.update("jax_disable_most_optimizations", not long)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0" if long else "1")
+        yield

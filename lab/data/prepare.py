@@ -119,7 +119,7 @@ def prepare(
     out: Path,
     *,
     tokenizer: str | Path = "bytes",
-    held_out: float = 0.05,
+    held_out: float = HELD_OUT,
     licence: str | None = None,
     workers: int | None = None,
     report: Report | None = None,

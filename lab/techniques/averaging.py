@@ -55,15 +55,15 @@ class Lawa(Averaging):
     """Kaddour 2022 (arXiv 2209.14981): the mean of the last `window` checkpoints. One is taken each time that another `every` of
     the budget is spent (there: after each epoch), and at the end."""
 
+    foresees = True
+
     def __init__(self, run: Run, plain_steps: float):
         super().__init__(run, plain_steps)
         self.copies = int(self.settings["window"])
 
     def feed(self, at: Moment) -> dict[str, np.ndarray]:
         every = self.settings["every"]
-        half = (at.share_after - at.share) / 2  # a step that would end beyond the budget by more is not taken
-        last = at.share_after + half > 1
-        return {"taken": np.asarray(last or at.share_after // every > at.share // every, np.float32)}
+        return {"taken": np.asarray(at.last or at.share_after // every > at.share // every, np.float32)}
 
     def inside(self, stage: int) -> Inside:
         return Window(examples=self.run.batch, fed=(("taken", ()),), window=int(self.settings["window"]))

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,9 +56,11 @@ class LayerDropping(Method):
     def every(self) -> Iterator[tuple[int, Operation]]:
         yield from super().every()
         depths = tuple(self.depths.values())
-        for form in range(len(forms(self.run.objective))):
-            for counts in {tuple(n * depth // max(depths) for depth in depths) for n in range(max(depths))}:
-                inputs, targets = counts[0], counts[-1]
+        alike = len(set(depths)) == 1  # then both streams skip the same layers
+        pairs = itertools.product(range(depths[0] + 1), range(depths[-1] + 1))
+        counts = [(inputs, targets) for inputs, targets in pairs if inputs == targets or not alike]
+        for form, (inputs, targets) in itertools.product(range(len(forms(self.run.objective))), counts):
+            if (inputs, targets) != (depths[0], depths[-1]):
                 yield 0, Operation("train", self.run.batch, form, Active(targets, inputs, False))
 
     def feed(self, at: Moment) -> dict[str, np.ndarray]:

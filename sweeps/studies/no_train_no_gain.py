@@ -2,8 +2,10 @@
 
 command    lab tune gains --rules sweeps/rules/gains.json
            lab run no_train_no_gain && lab report no_train_no_gain
-cost       `lab plan no_train_no_gain`; smoke: 54 runs, 3 minutes on one busy CPU core
-expected   docs/no-train-no-gain.md
+cost       small: 3.0e13 FLOPs in 540 runs; planned 18 minutes on 2 CPU cores, measured 38 on cores shared with other work
+           (its tuning: 7.7e13 FLOPs in 1,386 trials, 2.75 hours of training). smoke: 54 runs, 3 minutes on one busy core
+           gpu, bert, t5: plans, `lab plan` says what they cost
+expected   docs/studies/no_train_no_gain.md
 
 The protocol of No Train No Gain (Kaddour et al. 2023, arXiv 2307.06440) on its two model families and a decoder-only one, in one
 plan: arms x families x three budgets, each its own fully decayed run, x seeds. An arm is one line in ARMS: what it changes of

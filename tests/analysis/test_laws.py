@@ -217,6 +217,7 @@ def test_is_the_published_formula(name):
     np.testing.assert_allclose(loss, table["loss"], rtol=1e-12)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LAWS])
 def test_recovers_planted_parameters_in_any_unit(name):
     case = CASES[name]
@@ -236,6 +237,7 @@ def test_recovers_planted_parameters_in_any_unit(name):
     np.testing.assert_allclose(fit.predict(**far, **arm), other.predict(**_scaled(far, factors), **arm), rtol=1e-6)
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("name", LAWS)
 def test_derivatives_are_finite_differences(name):
     law, case = LAWS[name], CASES[name]

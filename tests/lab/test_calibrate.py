@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import pytest
 
+import lab.calibrate
 from lab import cost, reference_times
-from lab.calibrate import calibrate, wanted
+from lab.calibrate import calibrate, measured, wanted
+from lab.hyperparameters import Numbers
 from lab.ledger import Ledger
-from lab.spec import Objective, Optimizer
+from lab.spec import Budget, Objective, Optimizer
 from lab.technique import Technique
 from runs import TINY, make_run
 
 
 def test_a_table_serves_the_runs_that_it_was_measured_for(tmp_path):
     """Sophia under layer dropping needs every depth, an estimate and an update; what is there already is not measured again."""
-    run = make_run(technique=Technique(name="layer_dropping", settings={"gamma": 50.0}),
+    run = make_run(technique=Technique(name="layer_dropping", settings=Numbers({"gamma": 50.0})),
                    optimizer=Optimizer(name="sophia_g", learning_rate=1e-3))  # fmt: skip
     path, said = tmp_path / "times.json", []
     table = calibrate([run], path, steps=3, on_progress=lambda key, number, of: said.append(key))
@@ -37,6 +39,48 @@ def test_a_table_serves_the_runs_that_it_was_measured_for(tmp_path):
         calibrate([run], path, steps=3)
 
 
+def test_streams_of_unequal_depths_need_every_pair_of_them():
+    """Each stream skips by its own probabilities, so that any number of one's layers meets any of the other's."""
+    run = make_run("encoder_decoder", shape=replace(TINY, L=3, L_input=2), budget=Budget(unit="steps", amount=300),
+                   technique=Technique(name="layer_dropping", settings=Numbers({"gamma": 1e3, "theta": 0.2})))  # fmt: skip
+    ledger, met = Ledger(run, run.V), set()
+    while ledger.fits:
+        active = ledger.method.operations(ledger.moment)[0].active
+        assert active is not None
+        met.add((active.all_inputs, active.targets))
+        ledger.charge()
+    kinds = {key.split("/", 1)[1] for key in wanted([run])}
+    names = {(i, t): f"train/{t if i == t else f'{i}+{t}'} x4" for i in range(3) for t in range(4)}
+    assert kinds == {*names.values(), "update/adamw/2+3 x0"}
+    assert {names[pair] for pair in met} <= kinds and len(met) > 8
+
+
+def test_an_update_that_does_more_at_times_is_charged_the_mean(monkeypatch):
+    """Of SOAP with an interval of 4: three updates of one second and one of nine."""
+    run = make_run(optimizer=Optimizer(name="soap", learning_rate=1e-3, extra=Numbers({"interval": 4})))
+    ((key, what),) = [(key, what) for key, what in wanted([run]).items() if "update" in key]
+    assert key.endswith("update/soap,interval=4/2 x0")
+    given, now = [], [0.0]
+
+    def update(state, gradient):
+        given.append(state.get("step", 0))
+        now[0] += 9.0 if len(given) % 4 == 2 else 1.0
+        return {**state, "step": len(given)}
+
+    monkeypatch.setattr(lab.calibrate, "compile_lowered", lambda lowered: update)
+    monkeypatch.setattr(lab.calibrate.time, "perf_counter", lambda: now[0])
+    found = measured(*what, 10)
+    assert found["steps"] == 12 and found["seconds"] == found["mean"] == 3.0
+    assert given == list(range(15))  # each the state that the one before it left
+
+
+def test_averages_are_measured(tmp_path):
+    runs = [make_run(technique=Technique(name=name)) for name in ("ema", "lawa")]
+    table = calibrate(runs, tmp_path / "times.json", steps=3)
+    kinds = {key.split("/", 1)[1] for key in table.entries}
+    assert kinds == {"train/2 x4", "update/adamw/2 x0", "average/ema/2 x0", "average/lawa,window=5/2 x0"}
+
+
 def test_keys_tell_apart_what_takes_another_time():
     run = make_run()
     others = [
@@ -46,5 +90,9 @@ def test_keys_tell_apart_what_takes_another_time():
     ]  # fmt: skip
     keys = [next(iter(wanted([r]))) for r in (run, *others)]
     assert len(set(keys)) == len(keys)
+    muon = [
+        make_run(optimizer=Optimizer(name="muon", learning_rate=1.0, extra=Numbers({"iterations": n}))) for n in (5, 6)
+    ]
+    assert len({tuple(wanted([r])) for r in muon}) == 2
     alike = [replace(run, seed=replace(run.seed, init=3)), replace(run, optimizer=Optimizer(learning_rate=1.0))]
     assert all(list(wanted([r])) == list(wanted([run])) for r in alike)

@@ -43,6 +43,17 @@ def test_the_newest_comes_back_and_two_are_kept(tmp_path):
     assert {p.name for p in (tmp_path / "checksums").iterdir()} == {"2.json", "3.json"}
 
 
+def test_a_reader_moves_nothing(tmp_path):
+    """A checkpoint whose sums are not written yet is one that another process is about to finish."""
+    saved(tmp_path, 1, 2)
+    Saved(2, tmp_path).checksums.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    checkpoints = Checkpoints(tmp_path, run_id="r", reads_only=True)
+    assert checkpoints.latest is not None and checkpoints.latest.step == 1
+    checkpoints.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def files_of(run_dir: Path, step: int) -> list[Path]:
     return sorted(p for p in Saved(step, run_dir).path.rglob("*") if p.is_file())
 

@@ -38,6 +38,7 @@ RUNS = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_pairs_are_their_definition_read_or_decoded(run):
     """Op by op: of whole examples, and of rows of unequal length from a cache."""
@@ -70,6 +71,7 @@ def test_pairs_cost_what_their_programs_do(run):
         assert gradient == cost.train_step(run, run.V)["dense"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["shared layers, mixing", "post, t5, shared layers"])
 def test_the_execution_changes_no_number_of_a_pair(name):
     """And what is counted as unused, and nothing else of the body, has no gradient."""

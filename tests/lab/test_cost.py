@@ -70,6 +70,7 @@ def of(run: Run):
     return run.structure, run.shape, run.options, run.objective, V
 
 
+@pytest.mark.first(40)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_counts_equal_the_program(case: Run, scan: bool):
     if scan and case.shape.L < 3:
@@ -118,6 +119,7 @@ def test_exact_is_dense_less_the_pairs_that_are_not_attended(case: Run, monkeypa
     assert cost.train_step(case, V)["exact"] == cost.train_step(case, V)["dense"] - 3 * case.batch * pair * unattended
 
 
+@pytest.mark.first(5)
 def test_unused_parameters_get_no_gradient(executed: Run):
     case = executed
     if case.structure.name not in LADDER and not (

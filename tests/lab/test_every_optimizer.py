@@ -79,6 +79,7 @@ def drawn(rng, size=1.0):
     return nested({path: np.float32(size * rng.normal(size=shape)) for path, (shape, _, _) in LEAVES.items()})
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_it_is_its_published_update(name):
     """Two runs side by side, of other hyperparameters and rates: each is its own reference, through warm-up and fall."""
@@ -202,6 +203,7 @@ def learned():
 IN_SLOW = ("nadamw", "cautious_adamw", "adamw_scale", "ademamix", "sophia_h")
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in IN_SLOW else n for n in OPTIMIZERS])
 def test_it_trains_and_goes_on_where_it_stopped(name, tmp_path):
     """A batch is learned; saved and read again in the middle it ends in the same bits; one program for all numbers."""

@@ -72,6 +72,7 @@ def test_what_is_planned_is_what_a_run_step_by_step_spends(name, amount, unit, s
     assert ledger.spent == planned and ledger.steps == cost.steps(run, run.V)
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("structure", ["decoder_only", "prefix_lm", "encoder_decoder"])
 @pytest.mark.parametrize("name", sorted(SEVERAL) + sorted(ONE))
 def test_each_form_costs_what_its_program_executes(name, structure):

@@ -35,6 +35,7 @@ def slowly(run, params, prompt: str, tokens: int) -> str:
     return BYTES.decode(produced)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", ["encoder_decoder", "shared_stacks", "prefix_lm", "decoder_only"])
 def test_greedy_text_is_the_likeliest_token_each_time(name):
     """Prompts shorter and longer than the S = 6 inputs, side by side; more tokens than two windows of T = 5."""
@@ -117,6 +118,7 @@ def test_a_model_is_opened_as_it_was_trained():
     assert opened(packed, BYTES, [5], 3) == ([BYTES.sep], 5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["causal_lm", "ul2"])
 def test_objectives_without_a_plain_split_go_on_too(name):
     """Greedy text against the forward pass of the form that each is asked in."""

@@ -64,6 +64,7 @@ def random_text(run, steps, symbols, *, copied=False, seed=0):
         yield build(forms(o)[0], tokens, BYTES, seed=seed, first=step * run.batch)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("structure", named_first(EVERY_STRUCTURE), ids=name_of)
 def test_learns_what_is_there_and_nothing_else(structure):
     """One batch again and again is learned by heart; so are targets that repeat random inputs, which only what is read from
@@ -103,6 +104,7 @@ def first_losses(name: str) -> list[float]:
     return [float(loss) for loss in losses(replace(run, data=run.data), batches, rate=3e-3)]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", LADDER)
 def test_first_losses_are_the_golden_ones(name):
     """To 1e-4 across versions and processors. `python tests/lab/test_learning.py` writes them anew."""

@@ -38,6 +38,7 @@ def sized(structure="decoder_only", *, D=64, L=4, batch=16, **given):
     return make_run(structure, shape=shape(D, L), objective=objective, options=Options(**options), batch=batch)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("structure", "objective", "settings"), CASES.values(), ids=CASES)
 def test_predicted_is_what_the_compiler_allocates(structure, objective, settings):
     """Within a fifth, arguments and results included."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lab import mesh, records
+from lab.attempt import OutOfMemory
 from lab.compiled import compiled
 from lab.data import describe
 from lab.execution import Execution
@@ -333,7 +334,7 @@ def test_out_of_memory_halves_the_microbatch_once(alone, tmp_path, monkeypatch, 
 
 def test_out_of_memory_again_is_an_error_with_a_way_out(tmp_path, monkeypatch):
     out_of_memory_once(monkeypatch, lambda p: True)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(OutOfMemory, match="no memory for half the examples at once either: use remat, a mesh"):
         train(wide_run(), tmp_path / "twice", execution=TWO_STEPS, on=ONE_DEVICE)
     with pytest.raises(ValueError, match="no memory for 1 examples at once, which can not be halved"):
         train(wide_run(batch=1), tmp_path / "one", execution=TWO_STEPS, on=ONE_DEVICE)

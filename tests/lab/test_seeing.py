@@ -84,6 +84,7 @@ def definition(run, params, inputs, targets):
     return reference.two_streams(structure, params, inputs, targets, options=options, depths=depths)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("run", cases(QUICK))
 def test_every_option_is_its_definition(run):
     """Scanned with remat where inputs are bidirectional, unrolled where they are causal."""

@@ -91,7 +91,7 @@ def test_selective_backprop_trains_on_what_it_keeps():
     state = compiled(p).init(0)
     mine, queue, seen, updates = {k: state[k] for k in ("params", "optimizer")}, [], [], 0
     for i in range(10):
-        batch, fed = some_batch(run, 4, i), method.feed(Moment(i, 0, 0, 0.0, 0.0))
+        batch, fed = some_batch(run, 4, i), method.feed(Moment(i, 0, 0, 0.0))
         losses = np.asarray(losses_of(mine["params"], batch))
         seen = [*seen, *losses.tolist()][-16:]
         for row, loss in enumerate(losses.tolist()):

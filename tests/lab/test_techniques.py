@@ -3,6 +3,7 @@ charged."""
 
 import contextlib
 from dataclasses import replace
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import cost, generations
+from lab import calibrate, cost, generations, reference_times
 from lab.compiled import compiled
 from lab.data import describe
 from lab.data.packed import causal_lm
@@ -19,7 +20,7 @@ from lab.ledger import Ledger, method_of
 from lab.method import Method, Moment
 from lab.optimizers import hyperparameters
 from lab.program import loss_and_gradient, program, reported, token_losses, train_step
-from lab.spec import Budget, Evaluation, Objective, Optimizer, from_json, to_json
+from lab.spec import Budget, Evaluation, Objective, Optimizer, Seed, from_json, to_json
 from lab.structure import Structure
 from lab.technique import TECHNIQUES, Technique
 from lab.train import train
@@ -280,7 +281,7 @@ def test_packed_documents_have_no_inputs_and_their_checkpoints_are_read_back(nam
 def test_mean_active_layers(depth, mean):
     """Published, once p_max is at 0.5."""
     method = method_of(make_run(shape=replace(TINY, L=depth, L_input=depth), technique=technique("layer_dropping")))
-    kept = np.array([method.kept(Moment(step, 0, 0, 1.0, 1.0))["targets"] for step in range(20_000)])  # pyright: ignore
+    kept = np.array([method.kept(Moment(step, 0, 0, 1.0))["targets"] for step in range(20_000)])  # pyright: ignore
     assert kept.sum(axis=1).mean() == pytest.approx(mean, abs=0.05)
     np.testing.assert_allclose(kept.mean(axis=0), 1 - 0.5 * np.arange(1, depth + 1) / depth, atol=0.015)
     assert method.most(0.0) == 0.0 and method.most(0.05) == pytest.approx(0.5 * (1 - np.exp(-5)))  # pyright: ignore
@@ -389,6 +390,33 @@ def test_lawa_is_the_mean_of_the_last_checkpoints():
     for step, taken in ((1, [1]), (2, [1]), (3, [1, 3]), (5, [1, 3, 5]), (7, [3, 5, 7])):
         np.testing.assert_allclose(shown[step], np.mean([seen[i] for i in taken], axis=0), atol=1e-6)
     assert np.abs(shown[7] - seen[7]).max() > 1e-4
+
+
+@pytest.mark.parametrize("unit", ["flops", "reference_seconds"])
+def test_lawa_misses_no_share_where_steps_cost_unequally(unit, tmp_path):
+    """Steps of several forms; and of reference times, where the average costs a quarter of a step besides. Counted anew from what
+    each step spent."""
+    lawa = technique("lawa", window=3, every=0.03)
+    several = Objective(name="prefix_lm", S=6, T=10, splits=(2, 4, 8, 14))
+    for seed in range(5):
+        run = make_run(technique=lawa, objective=several, seed=Seed(data=seed))
+        if unit == "reference_seconds":
+            entries = {
+                key: {"seconds": {"train": 1.0, "average": 0.3}.get(key.split("/")[1], 0.0)}
+                for key in calibrate.wanted([run])
+            }
+            table = reference_times.write(tmp_path / "table.json", entries, machine={}, source="")
+            budget = reference_times.budget(table, 50.0 + seed / 3)
+        else:
+            plain = cost.planned(replace(run, technique=None, budget=Budget(unit="steps", amount=40)), run.V)
+            budget = Budget(unit="flops", amount=plain["exact"] * (1 + seed / 200))
+        ledger, taken, shares = Ledger(replace(run, budget=budget), run.V), [], [0.0]
+        while ledger.fits:
+            taken.append(bool(ledger.method.feed(ledger.moment)["taken"]))
+            ledger.charge()
+            shares.append(ledger.share)
+        expected = [after // 0.03 > before // 0.03 for before, after in pairwise(shares)]
+        assert taken == [*expected[:-1], True] and 25 < sum(taken) < 36
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def killed_after(step):
     return progress
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("loss", ["targets", "all"])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_killed_and_restarted_is_the_same_run(name, loss, tmp_path):
@@ -225,6 +226,27 @@ def test_a_stop_in_an_evaluation_loses_nothing(batch, tmp_path, monkeypatch):
     assert lines[0] == lines[1] and len(lines[0]) == 1
 
 
+def test_a_stop_in_the_evaluation_of_one_run_saves_those_beside_it(tmp_path, monkeypatch):
+    """Also one that was evaluated before it."""
+    runs = [
+        real_run(seed=replace(real_run().seed, init=i), evaluation=Evaluation(examples=128, times=2)) for i in range(2)
+    ]
+    batches, seen = evaluate.batches, []
+
+    def stopping_at(examples):
+        for one in batches(examples):
+            if len(seen) == 2:  # the second run's first
+                os.kill(os.getpid(), signal.SIGUSR1)
+            seen.append(one)
+            yield one
+
+    directories = [tmp_path / str(i) for i in range(2)]
+    with monkeypatch.context() as patched, pytest.raises(Preempted):
+        patched.setattr(evaluate, "batches", stopping_at)
+        train_together(runs, directories, execution=TWO_STEPS)
+    assert [[p.stem for p in d.glob("checksums/*.json")] for d in directories] == [["4"], ["4"]]
+
+
 def test_an_ousted_attempt_leaves(tmp_path):
     run, asked = real_run(), iter([False, False, True, True])
     with pytest.raises(Superseded):
@@ -232,6 +254,7 @@ def test_an_ousted_attempt_leaves(tmp_path):
     assert records.read_result(tmp_path) is None
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_microbatches_train_alike(precision, tmp_path):
     run = real_run(precision=precision)  # whose program in f32 other tests train too
@@ -284,6 +307,7 @@ def of_pairs(corpus: Corpus) -> Corpus:
     return replace(corpus, train=cut(corpus.train), held_out=cut(corpus.held_out))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in ("prefix_lm", "ul2") else name for name in OBJECTIVES],

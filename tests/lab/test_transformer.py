@@ -63,6 +63,7 @@ def test_steps_3_and_4_are_the_ordinary_models(name, loss):
         np.testing.assert_allclose(ours[row], scored, rtol=0, atol=3e-5)
 
 
+@pytest.mark.first(16)
 @pytest.mark.parametrize("options", [Options(), Options(tied_embeddings=False, mlp="gelu", qk_norm=False, positions="restart")],
                          ids=["default", "other options"])  # fmt: skip
 @pytest.mark.parametrize("structure", ALL_TWO_STREAM, ids=name_of)
@@ -106,6 +107,7 @@ def test_encoder_only_is_a_bidirectional_stack():
     np.testing.assert_allclose(logits(run, params, batch)[0], theirs, rtol=0, atol=3e-5)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("loss", ["targets", "all"])
 @pytest.mark.parametrize("structure", named_first(ALL_TWO_STREAM), ids=name_of)
 def test_no_prediction_sees_what_it_predicts_or_later(structure, loss):
@@ -171,6 +173,7 @@ def test_one_layer_of_same_memory_makes_the_inputs_dial_idle(structure):
     np.testing.assert_array_equal(logits(bi, params, batch), logits(causal, params, batch))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", [*LADDER, "encoder_only"])
 def test_microbatches_add_up(name):
     run = make_run(name, batch=8)
@@ -186,6 +189,7 @@ def test_microbatches_add_up(name):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("execution", [dict(scan=True), dict(scan=True, unroll=2), dict(remat=True), dict(scan=True, remat=True),
                                        dict(attention="reference"), dict(scan=True, unroll=3, remat=True)], ids=str)  # fmt: skip
 @pytest.mark.parametrize("name", ["encoder_decoder", "prefix_lm", "decoder_only"])
