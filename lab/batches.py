@@ -56,10 +56,13 @@ class Batches:
         tokens = self._windows.batch(0, 1, range(first + rows.start, first + rows.stop))
         return form, self._build(self.forms[form], tokens, seed=run.seed.data, first=first + rows.start)
 
-    def target_tokens(self, steps: int) -> int:
-        """Targets that so many steps score, padding not among them; of loss on all, the targets alone."""
+    def target_tokens(self, steps: int) -> int | None:
+        """Targets that so many steps score, padding not among them; of loss on all, the targets alone. None of pairs
+        among which the run selects: they differ in length."""
         counts, B = self.course.counts(steps), self.run.batch
         if self.run.objective.name == "pairs":
+            if self._method.selects:
+                return None
             return sum(self._pairs.target_tokens(bucket, count * B) for bucket, count in enumerate(counts))
         return sum(count * B * form.T for count, form in zip(counts, self.forms, strict=True))
 

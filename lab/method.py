@@ -90,6 +90,7 @@ class Method:
     packs = True  # runs side by side do no more than each would alone
     copies = 0  # of all parameters, in the state
     foresees = False  # what comes after a step is a part of its moment
+    selects = False  # which examples a step trains on is not known from the stream
     one_epoch = False  # what it reads must not come again
     first_step = 0  # before which the model that is evaluated is not trained yet
 

@@ -44,7 +44,11 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"--every = {every}: give 1 or more")
     kept = {item for cases in by_test(items) for item in cases[: -(-len(cases) // every)]}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    # Slow tests of one case are whole studies: begun first, so that the other workers have something to do beside the last.
+    items[:] = sorted(
+        (item for item in items if item in kept),
+        key=lambda item: "[" in item.nodeid or item.get_closest_marker("slow") is None,
+    )
     return result
 
 

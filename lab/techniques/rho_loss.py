@@ -24,6 +24,7 @@ class RhoLoss(Method):
     """
 
     packs = False
+    selects = True
     one_epoch = True  # what the holdout model has learned from is not chosen from
     copies = 1
 

@@ -24,6 +24,7 @@ class SelectiveBackprop(Method):
     """
 
     packs = False
+    selects = True
     dependent = True
 
     def __init__(self, run: Run, plain_steps: float):

@@ -28,6 +28,7 @@ from lab.preemption import Preempted, Superseded
 from lab.program import program, token_losses
 from lab.spec import Budget, Evaluation, Objective, Optimizer, Run, to_json
 from lab.structure import LADDER, STRUCTURES
+from lab.technique import Technique
 from lab.train import restore_parameters, train, train_together
 from runs import make_run
 
@@ -252,6 +253,14 @@ def test_an_ousted_attempt_leaves(tmp_path):
     with pytest.raises(Superseded):
         train(run, tmp_path, execution=TWO_STEPS, superseded=lambda: next(asked))
     assert records.read_result(tmp_path) is None
+
+
+def test_targets_of_pairs_that_are_selected_are_not_known(monkeypatch):
+    monkeypatch.setattr(lab.data.pairs, "load", lambda data: of_pairs(load(data)))
+    run = real_run("encoder_decoder", objective=Objective(name="pairs", S=9, T=6, buckets=((9, 6, 1),)))
+    selecting = replace(run, technique=Technique(name="selective_backprop"))
+    plain, chosen = (Batches(r, of_pairs(load(r.data))).target_tokens(3) for r in (run, selecting))
+    assert plain is not None and 0 < plain < 3 * 4 * 6 and chosen is None
 
 
 @pytest.mark.first(1)

@@ -15,9 +15,10 @@ from lab.versions import versions
 from sweeps.launch import local
 from sweeps.plan import PlannedRun
 from sweeps.store import Store
+from sweeps.study import SHIPPED
 
 PAGES = Path(__file__).parents[2] / "docs" / "studies"
-STUDIES = sorted(path.stem for path in PAGES.glob("*.csv") if not path.stem.startswith("tuning-"))
+STUDIES = sorted(path.stem for path in PAGES.glob("*.csv") if (SHIPPED / f"{path.stem}.py").exists())
 DECIDE = ("jax", "jaxlib", "optax", "numpy")
 CELLS = 2  # the cheapest of a study that are trained again
 
