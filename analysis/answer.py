@@ -90,6 +90,7 @@ def analyse(path: str | Path) -> Answer:
     frame = load(path)
     study = frame.attrs["study"]
     arms, baseline = list(study["arms"]), study["baseline"]
+    _one_run_of_a_seed(frame)
     found = minima(frame)
     seeds = noise.seed_noise(frame)
     # Without replicates the parabolas' residuals are the only measure of noise that is left.
@@ -129,6 +130,16 @@ def analyse(path: str | Path) -> Answer:
             *_caveats(frame, found, judged_by, lack, law, draws),
         ),
     )
+
+
+def _one_run_of_a_seed(frame: pd.DataFrame) -> None:
+    twice = frame[frame.duplicated(["arm", "budget", "rung", "replicate"])]
+    for row in twice.to_dict("records")[:1]:
+        raise ValueError(
+            f"{row['arm']} has several runs of seed {row['replicate']} at {row['budget']:.3g} and D = {row['D']}, of several "
+            "learning rates: their spread is no noise; `lab tune` finds each arm's rate, with seeds of its own, and a study "
+            "takes it (learning_rate='tuned:NAME')"
+        )
 
 
 def _huber_delta(frame: pd.DataFrame) -> float:

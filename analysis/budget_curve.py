@@ -16,6 +16,7 @@ from analysis.gain import Gain, compute_equivalent_gain
 from analysis.refusal import Refused
 
 DRAWS = 1000
+MOST = 700.0  # of a logarithm whose exponential is still a number
 REACH = 64.0  # beyond the baseline's budgets, as a factor, that its curve is drawn
 Losses = Mapping[int, float | None]  # by replicate, nats; None where the run diverged
 
@@ -59,7 +60,7 @@ class BudgetCurve:
         """At which it has this loss, linear in log budget, the end segments continued."""
         x, y = np.log(self.budget_g), self.loss_g
         i = int(np.clip(np.searchsorted(-y, -loss) - 1, 0, len(y) - 2))
-        return math.exp(x[i] + (loss - y[i]) * (x[i + 1] - x[i]) / (y[i + 1] - y[i]))
+        return math.exp(min(x[i] + (loss - y[i]) * (x[i + 1] - x[i]) / (y[i + 1] - y[i]), MOST))
 
     def loss(self, budget: float) -> float:
         """There, in the same way."""

@@ -339,7 +339,7 @@ def readings(frame: pd.DataFrame, found: Minima, compared: Compared) -> list[Rea
             difference, m = usable[-1]
             at = math.log(_flops_at(done, m, convention))
             value = m.loss - _piecewise(at, log_C, loss)
-            reads = _reads(value, difference)
+            reads = _reads(value, difference, compared)
             outside = max(log_C.min() - at, at - log_C.max(), 0.0)
             read.append(
                 Reading(
@@ -348,18 +348,18 @@ def readings(frame: pd.DataFrame, found: Minima, compared: Compared) -> list[Rea
                     budget=difference.budget,
                     value=value,
                     reads=reads,
-                    flips=reads != _reads(difference.value, difference),
+                    flips=reads != _reads(difference.value, difference, compared),
                     beyond=math.exp(outside),
                 )
             )
     return read
 
 
-def _reads(value: float, difference: Difference) -> Literal["A better", "B better", "not resolved"]:
-    """As the difference itself would read if it were `value`, with its own place in Holm's procedure."""
-    comparisons = difference.p_holm / difference.p if difference.p > 0 else 1.0
+def _reads(value: float, difference: Difference, compared: Compared) -> Literal["A better", "B better", "not resolved"]:
+    """As the difference itself would read if it were `value`, all others being what they are."""
     p = float(2 * stats.t.sf(abs(value) / difference.standard_error, difference.dof))
-    if not p * comparisons < ALPHA:
+    others = [d.p for d in compared.values() if isinstance(d, Difference) and not d.same_runs and d is not difference]
+    if not holm([p, *others])[0] < ALPHA:
         return "not resolved"
     return "A better" if value < 0 else "B better"
 

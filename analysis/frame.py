@@ -67,7 +67,7 @@ def load(path: str | Path, *, damaged: Literal["refuse", "keep"] = "refuse") -> 
 def design(run: Mapping[str, Any]) -> dict[str, str]:
     """What an arm is, from the JSON of its first run: each leaf by its path. Widths and learning rates are not part of it."""
     leaves = {path: value for part in DESIGN for path, value in _leaves(part, run.get(part))}
-    leaves |= {name: str(run["shape"][name]) for name in DEPTHS}
+    leaves |= {name: str(run["shape"][name]) for name in DEPTHS} | {"batch": str(run["batch"])}
     return {path: value for path, value in leaves.items() if path not in SOLVED}
 
 

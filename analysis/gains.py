@@ -71,25 +71,27 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """How log(1 + gain) changes when the budget is doubled, with its 95% interval."""
+    """How log(1 + gain) changes when the budget is doubled, with its 95% interval, over so many `budgets`."""
 
     arm: str
     per_doubling: float
     low: float
     high: float
+    budgets: int
 
     def __str__(self) -> str:
-        word = "fades" if self.high < 0 else "grows" if self.low > 0 else "has no resolved trend"
+        word = "falls" if self.high < 0 else "rises" if self.low > 0 else "has no resolved trend"
         return (
             f"the gain {word} with the budget: {100 * math.expm1(self.per_doubling):+.1f}% for each doubling "
-            f"(95% interval {100 * math.expm1(self.low):+.1f}% to {100 * math.expm1(self.high):+.1f}%)"
+            f"(95% interval {100 * math.expm1(self.low):+.1f}% to {100 * math.expm1(self.high):+.1f}%, of this trend alone; "
+            f"{self.budgets} budgets)"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """Of a step of the arm to one of its baseline, less 1, at one budget: what is charged (exact FLOPs), and what was measured
-    (seconds for a step; None where there are none). `steps` is the ratio of the steps that the budget bought."""
+    """Of a step of the arm to one of its baseline, less 1, at one budget: what is charged in the budget's unit, and what was
+    measured (seconds for a step; None where there are none). `steps` is the ratio of the steps that the budget bought."""
 
     arm: str
     budget: float
@@ -294,7 +296,10 @@ def _sentence(claim: Claim, kind: Kind, margin: float) -> str:
     else:
         low, high = ("open" if end is None else f"{100 * (end - 1):+.0f}%" for end in (claim.gain.low, claim.gain.high))
         worth = f"{claim.baseline} needs {100 * claim.value:+.0f}% of its budget for the same loss (95% interval {low} to {high})"
-        worth += ", an extrapolation beyond its budgets" if claim.gain.extrapolated else ""
+        if claim.gain.extrapolated:
+            worth += ", an extrapolation beyond its budgets"
+        elif claim.gain.widest:
+            worth += ", which reaches beyond its budgets"
     if claim.detectable_gain is None:
         least = f"this design finds {claim.detectable:.2g} nats"
     else:
@@ -313,21 +318,22 @@ def _sentence(claim: Claim, kind: Kind, margin: float) -> str:
 
 
 def trend(claims: Mapping[tuple[str, float], Claim], arm: str) -> Trend | Refused:
-    """Weighted least squares of log(1 + gain) in log2 budget; the spread of each is that of its interval."""
+    """Weighted least squares of log(1 + gain) in log2 budget; the spread of each is that of its interval. Of gains that are read
+    off within the baseline's budgets: where a curve that flattens is continued by a straight line, any gain has a trend."""
     points = []
     for (name, budget), claim in sorted(claims.items(), key=lambda item: item[0][1]):
         gain = claim.gain
-        if name == arm and isinstance(gain, Gain) and gain.value and gain.low and gain.high:
+        if name == arm and isinstance(gain, Gain) and not gain.extrapolated and gain.value and gain.low and gain.high:
             spread = math.log(gain.high / gain.low) / (2 * stats.t.ppf(1 - ALPHA / 2, claim.dof or math.inf))
             points.append((math.log2(budget), math.log(gain.value), max(float(spread), 1e-9), claim.dof or math.inf))
     if len(points) < 2:
-        return Refused(reason=f"{len(points)} budgets with a measured gain, and a trend needs two")
+        return Refused(reason=f"{len(points)} budgets with a gain within the baseline's, and a trend needs two")
     x, y, sd, dof = (np.array(column) for column in zip(*points, strict=True))
     weight = 1 / sd**2
     centred = x - (weight * x).sum() / weight.sum()
     slope = float((weight * centred * y).sum() / (weight * centred**2).sum())
     half = float(stats.t.ppf(1 - ALPHA / 2, dof.min())) / math.sqrt(float((weight * centred**2).sum()))
-    return Trend(arm=arm, per_doubling=slope, low=slope - half, high=slope + half)
+    return Trend(arm=arm, per_doubling=slope, low=slope - half, high=slope + half, budgets=len(points))
 
 
 # --- from records ---------------------------------------------------------------------------------------------------
@@ -365,7 +371,9 @@ def _overheads(frame: pd.DataFrame, against: Mapping[str, str]) -> dict[tuple[st
         base = cells.get((against[str(arm)], budget))
         if base is None or arm == against[str(arm)]:
             continue
-        step, theirs = (float((side["planned_exact"] / side["planned_steps"]).mean()) for side in (rows, base))
+        step, theirs = (
+            float((side["amount"] * (1 + side["residual"]) / side["planned_steps"]).mean()) for side in (rows, base)
+        )
         seconds = [float((side["seconds"] / side["steps"]).median()) for side in (rows, base)]
         known = all(math.isfinite(value) and value > 0 for value in seconds)
         found[str(arm), float(budget)] = Overhead(

@@ -58,8 +58,11 @@ def text(answer: Gains) -> str:
         *table((*CLAIM_HEADS, "nats", "95% interval", "seeds", "steps", "charged", "seconds"), _claims(answer)),
         "",
         "Gain: how much more of its budget the baseline needs for the same loss. Detectable: what this design finds with 80% "
-        f"power after Holm's correction over all {len(answer.claims)} comparisons. Steps: what the budget bought, of the "
-        "baseline's. Charged: what a step costs more in the budget's accounting; seconds: what it took more on the device.",
+        f"power after Holm's correction over {sum(c.p_holm is not None for c in answer.claims.values())} comparisons. At the "
+        "largest budget gains, and what is detectable, ruled out or needed, are read off the baseline's last segment continued: "
+        "its loss flattens, so that true gains are larger than they read. Steps: what the budget bought, of the baseline's. "
+        "Charged: what a step costs more in the budget's accounting; seconds: what it took more on the device, beside whatever "
+        "else ran there.",
         "",
         *_controls(answer),
         "## What the guards found",

@@ -143,6 +143,11 @@ def solve(study: Study) -> Plan:
             f"study {study.name}: match.quantity = 'reference_seconds': curves and crossings are of FLOPs; only a study with "
             "gains = Gains() has budgets of reference times"
         )
+    if study.against and study.gains is None:
+        raise ValueError(
+            f"study {study.name}: study.against = {dict(study.against)}: curves and crossings are against the study's baseline "
+            f"{study.baseline}; only a study with gains = Gains() has several"
+        )
     _check_held_out(study)
     tuned = chosen(study)
     rows, unmatched, said = [], [], []

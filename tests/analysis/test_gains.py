@@ -10,6 +10,7 @@ import pytest
 from scipy import integrate, special, stats
 
 import analysis
+import gains_study
 from analysis.gains import analyse, judge, trend
 from analysis.guards import GUARDS
 from analysis.markdown import publish
@@ -174,15 +175,39 @@ def test_a_baseline_that_does_not_improve_has_no_gain_in_budget():
     assert "one budget" in judged(alone)["a", BUDGETS[0]].sentence
 
 
-@pytest.mark.parametrize(("planted", "word"), [((0.6, 0.3, 0.05), "fades"), ((0.05, 0.3, 0.6), "grows")])
+@pytest.mark.parametrize(("planted", "word"), [((0.6, 0.05, 0.3), "falls"), ((0.05, 0.6, 0.3), "rises")])
 def test_the_trend_of_a_gain_with_budget(planted, word):
     claims = judged(simulate({"a": planted}, seeds=5, rng=np.random.default_rng(2), sd=0.002, shared=0.0))
-    found = trend(claims, "a")
-    by_hand = np.polyfit(np.log2(BUDGETS), np.log1p(planted), 1)[0]
-    assert found.low < by_hand < found.high and word in str(found)
+    found = trend(claims, "a")  # the gain at the largest budget is beyond what the baseline has shown
+    by_hand = np.polyfit(np.log2(BUDGETS[:2]), np.log1p(planted[:2]), 1)[0]
+    assert found.low < by_hand < found.high and word in str(found) and found.budgets == 2
     flat = trend(judged(simulate({"a": (0.2,) * 3}, seeds=5, rng=np.random.default_rng(5), sd=0.01)), "a")
     assert "no resolved trend" in str(flat)
     assert isinstance(trend({}, "a"), Refused)
+
+
+@pytest.mark.parametrize("planted", [-0.6, -0.4, 0.2])
+def test_a_constant_gain_has_no_trend_where_losses_flatten(planted, monkeypatch):
+    """The baseline's loss is a power law, of which straight lines between its budgets know nothing."""
+    monkeypatch.setattr(gains_study, "loss_of", lambda budget, gain=0.0: 2 + ((1 + gain) * budget / BUDGETS[0]) ** -0.3)
+    rng, called, counted = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        found = trend(judged(simulate({"a": (planted,) * 3}, seeds=5, rng=rng, sd=0.02, shared=0.0)), "a")
+        if not isinstance(found, Refused):
+            counted, called = counted + 1, called + (found.low > 0 or found.high < 0)
+    assert counted > 40 and called <= 0.1 * counted
+
+
+def test_a_baseline_that_hardly_improves_needs_any_budget():
+    """So much that it is no number any more."""
+    noise = np.random.default_rng(0).normal(0, 0.02, 5)
+    losses = {
+        (arm, b): {s: 3.0 - 2e-5 * i + (noise[s] if arm == "a" else 0.0) for s in range(5)}
+        for i, b in enumerate(BUDGETS)
+        for arm in (BASE, "a")
+    }
+    claim = judged(losses)["a", BUDGETS[2]]
+    assert claim.kind == "underpowered" and claim.detectable_gain is None and claim.seeds_needed > 10**4
 
 
 def test_families_lend_each_other_nothing_but_the_number_of_tests():
