@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.isoflop import IsoFlop, budgets, isoflop_minima, minimum, noise_by_level
+from analysis.isoflop import IsoFlop, Minimum, budgets, isoflop_minima, minimum, noise_by_level
 from analysis.refusal import Refused
 
 METHODS = ("akima", "parabola")
@@ -78,6 +78,24 @@ def test_draws_spread_as_the_delta_method_says():
     # Two runs of every size halve the variance.
     halved = only(isoflop_minima(pd.concat([rows, rows]), method="parabola", noise=2e-4, draws=4000))
     assert halved.log_N_b.std() == pytest.approx(found.log_N_b.std() / np.sqrt(2), rel=0.05)
+
+
+def test_a_minimum_in_a_gap_between_sizes_is_refused():
+    """As measured: two small sizes, two large ones, and a parabola that falls 0.2 nats between them. Evenly spread sizes, whose
+    minimum may lie in the middle between two of them, are none of that."""
+    N = np.array([36e3, 38e3, 78e3, 87e3])
+    rows = pd.DataFrame({"N": N, "loss": [2.274, 2.208, 2.170, 2.329], "run_id": list("abcd")})
+    found = minimum(rows, arm="dense", budget=8e10, size="N")
+    assert isinstance(found, Refused) and "in a gap between sizes, 0.2" in found.reason
+    assert found.reason.endswith("add sizes between 3.8e04 and 7.8e04")
+    for count in (3, 4, 5, 6):
+        u = np.arange(count) - (count - 1) / 2
+        for centre in (0.0, 0.5 * (count % 2 == 0) + 0.5):
+            even = pd.DataFrame(
+                {"N": np.exp(u), "loss": 2 + (u - centre) ** 2, "run_id": [str(i) for i in range(count)]}
+            )
+            least = minimum(even, arm="", budget=1.0, size="N")
+            assert isinstance(least, Minimum) and least.loss == pytest.approx(2.0)
 
 
 def test_intervals_cover_the_planted_minimum():
