@@ -126,6 +126,11 @@ def _row(planned: PlannedRun) -> dict[str, Any]:
 def plan(study: Study) -> Plan:
     """Solves every cell of the study; raises ValueError for cells that can not be matched, with their residuals, and for
     seeds that are kept for tuning trials."""
+    if study.against and study.gains is None:
+        raise ValueError(
+            f"study {study.name}: study.against = {dict(study.against)}: curves and crossings are against the study's baseline "
+            f"{study.baseline}; only a study with gains = Gains() has several"
+        )
     solved = solve(study)
     for row in solved.runs:
         if max(row.run.seed.init, row.run.seed.data) >= TUNING_SEEDS:
@@ -142,11 +147,6 @@ def solve(study: Study) -> Plan:
         raise ValueError(
             f"study {study.name}: match.quantity = 'reference_seconds': curves and crossings are of FLOPs; only a study with "
             "gains = Gains() has budgets of reference times"
-        )
-    if study.against and study.gains is None:
-        raise ValueError(
-            f"study {study.name}: study.against = {dict(study.against)}: curves and crossings are against the study's baseline "
-            f"{study.baseline}; only a study with gains = Gains() has several"
         )
     _check_held_out(study)
     tuned = chosen(study)

@@ -1,7 +1,7 @@
 """Chung's third curve: more structure, less, and even less. Does the one with the least win in the end?
 
 command    lab run less_structure && lab report less_structure
-cost       small: 5.3e13 FLOPs in 144 runs; planned 15 minutes on 2 CPU cores, measured 25 beside other work
+cost       small: 6.1e13 FLOPs in 144 runs; planned 15 minutes on 2 CPU cores, measured 25 beside other work
            gpu, full: plans, `lab plan` says what they cost
 expected   docs/studies/less_structure.md
 
