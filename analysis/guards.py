@@ -245,6 +245,19 @@ def unequal_tuning(case: Case) -> Iterator[tuple[str, str]]:
             )
 
 
+def borrowed_rule(case: Case) -> Iterator[tuple[str, str]]:
+    """Arms whose rate was found for another."""
+    for arm, said in case.study.get("learning_rates", {}).get("arms", {}).items():
+        if differences := said.get("borrowed"):
+            yield (
+                arm,
+                (
+                    f"{arm} takes the rule of {said['rule']} and was not tuned itself ({'; '.join(differences)}): part of its "
+                    "difference may be the rate; tune it with the others (`lab tune`)"
+                ),
+            )
+
+
 def ablation(case: Case) -> Iterator[tuple[str, str]]:
     """An arm whose technique is not charged is no claim about budgets, and is to be called what it is."""
     free = (case.gains or {}).get("free", ())
@@ -387,8 +400,14 @@ GUARDS: dict[str, Guard] = {
         "flag",
         None,
     ),
+    "batch": Guard(
+        _unequal("batch", "the batch", "part of their difference is the batch; say so, or give both the same"),
+        "flag",
+        None,
+    ),
     "repeated_text": Guard(repeated_text, "refuse", None),
     "unequal_tuning": Guard(unequal_tuning, "refuse", "refuse"),
+    "borrowed_rule": Guard(borrowed_rule, "flag", "flag"),
     "untuned": Guard(untuned, "flag", None),
     "ablation": Guard(ablation, "refuse", "flag"),
     "edge": Guard(edge, "refuse", "flag"),

@@ -56,15 +56,16 @@ class Rule:
     measure: Callable[[Size], float]
     unit: str
     fitted: tuple[float, float]
+    tokens: tuple[float, float] | None = None  # on which it was fitted too, where the source says
 
     def __call__(self, name: str, size: Size) -> float:
-        value, (low, high) = self.measure(size), self.fitted
-        if not low <= value <= high:
-            warnings.warn(
-                f"learning-rate rule {name!r} was fitted on {self.unit} from {low:.3g} to {high:.3g} and is asked at "
-                f"{value:.3g}: that is extrapolation ({self.source})",
-                stacklevel=2,
-            )
+        for unit, value, fitted in ((self.unit, self.measure(size), self.fitted), ("tokens", size.tokens, self.tokens)):
+            if fitted is not None and not fitted[0] <= value <= fitted[1]:
+                warnings.warn(
+                    f"learning-rate rule {name!r} was fitted on {unit} from {fitted[0]:.3g} to {fitted[1]:.3g} and is asked at "
+                    f"{value:.3g}: that is extrapolation ({self.source})",
+                    stacklevel=2,
+                )
         return self.rate(size)
 
 
@@ -78,6 +79,7 @@ LEARNING_RATES: dict[str, Rule] = {
         measure=lambda size: size.body_flops,
         unit="body forward FLOPs per token",
         fitted=(6.2e3, 5.8e5),
+        tokens=(8.8e4, 6.43e6),
     ),
     "porian": Rule(
         source="Porian et al. 2024, as in OLMo's ladder: 0.0047 (N / 108M)^(-1/3)",

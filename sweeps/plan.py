@@ -17,6 +17,7 @@ from lab.memory import Memory, predict
 from lab.plan_file import Rows
 from lab.spec import Run, Seed, to_json
 from lab.structure import canonical
+from lab.technique import Technique
 from sweeps import guards, ladder, match
 from sweeps.study import OWN, TUNING_SEEDS, Study
 from sweeps.tune.chosen import Chosen, chosen, described
@@ -101,7 +102,7 @@ class Plan:
                 "question": study.question,
                 "command": f"lab run {study.source or study.name}",
                 "baseline": study.baseline,
-                "arms": {name: describe_arm(template) for name, template in study.arms.items()},
+                "arms": _described(study),
                 "match": {name: value for name, value in vars(study.match).items() if value is not None},
                 **_asked(study),
                 "data": {
@@ -131,6 +132,11 @@ def plan(study: Study) -> Plan:
             f"study {study.name}: study.against = {dict(study.against)}: curves and crossings are against the study's baseline "
             f"{study.baseline}; only a study with gains = Gains() has several"
         )
+    if study.match.reference is not None and study.gains is None:
+        raise ValueError(
+            f"study {study.name}: match.quantity = 'reference_seconds': curves and crossings are of FLOPs; only a study with "
+            "gains = Gains() has budgets of reference times"
+        )
     solved = solve(study)
     for row in solved.runs:
         if max(row.run.seed.init, row.run.seed.data) >= TUNING_SEEDS:
@@ -143,11 +149,6 @@ def plan(study: Study) -> Plan:
 
 def solve(study: Study) -> Plan:
     """As `plan`, with any seeds."""
-    if study.match.reference is not None and study.gains is None:
-        raise ValueError(
-            f"study {study.name}: match.quantity = 'reference_seconds': curves and crossings are of FLOPs; only a study with "
-            "gains = Gains() has budgets of reference times"
-        )
     _check_held_out(study)
     tuned = chosen(study)
     rows, unmatched, said = [], [], []
@@ -208,7 +209,24 @@ def describe_arm(template: Run) -> str:
     )
     o = template.objective
     options = f"; {template.options}" if str(template.options) else ""
-    return f"{dials}; {'' if o.name == 'lm' else f'objective {o.name}, '}loss on {o.loss}{options}"
+    technique = f"; {_called(template.technique)}" if template.technique else ""
+    return f"{dials}; {'' if o.name == 'lm' else f'objective {o.name}, '}loss on {o.loss}{options}{technique}"
+
+
+def _described(study: Study) -> dict[str, str]:
+    """What each arm is, with optimizer and depth where arms differ in them."""
+    depths = {arm: sorted({shape.L for shape in study.sizes_of(arm)}) for arm in study.arms}
+    more = {
+        "optimizer": {arm: f"{t.optimizer.name}, {t.optimizer.schedule}" for arm, t in study.arms.items()},
+        "depth": {arm: f"{' to '.join(map(str, depth[:1] + depth[1:][-1:]))} layers" for arm, depth in depths.items()},
+    }
+    told = [of for of in more.values() if len(set(of.values())) > 1]
+    return {arm: "; ".join([describe_arm(t), *(of[arm] for of in told)]) for arm, t in study.arms.items()}
+
+
+def _called(technique: Technique) -> str:
+    settings = ", ".join(f"{name} {value:g}" for name, value in technique.settings.items())
+    return technique.name + (f" ({settings})" if settings else "") + ("" if technique.charged else ", not charged")
 
 
 def _sized(study: Study, arm: str, rung: int, budget: float, tuned: Chosen | None) -> Run:

@@ -78,19 +78,18 @@ def read(directory: str | Path) -> Written:
 
 def study_of(directory: str | Path, name: str | None = None) -> Study:
     """The study that made a directory's plan, from its shipped name or its file: it knows the ladder and the learning-rate
-    rule, which a plan does not. `name` says where it is if that has changed. Raises ValueError where it would now plan
-    other runs."""
+    rule, which a plan does not. `name` says where it is if that has changed; preset and text are the plan's. Raises
+    ValueError where it would now plan other runs."""
     written = read(directory)
+    command = shlex.split(written.content["study"]["command"])
+    words = command[2:] if command[:2] == ["lab", "run"] else []
     if name is None:
-        command = shlex.split(written.content["study"]["command"])
-        words = command[2:] if command[:2] == ["lab", "run"] else []
         if not words:
             raise ValueError(f"{directory}: its plan does not say which study made it; give --study")
-        preset = words[words.index("--preset") + 1] if "--preset" in words else "small"
         name = words[0]
-    else:
-        preset = "small"
-    study = load(name, preset)
+    preset = words[words.index("--preset") + 1] if "--preset" in words else "small"
+    text = written.runs[0].run.data if "--data" in words else None
+    study = load(name, preset, text)
     if isinstance(study.learning_rate, tuple):
         raise ValueError(
             f"study {study.name} sweeps learning rates: runs are proposed for studies with a rule or one rate"
@@ -222,6 +221,7 @@ def _cell(study: Study, arm: str, shape: Shape, budget: float) -> PlannedRun:
         extra_seeds={},
         against={},
         gains=None,
+        steps=(),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the whole plan's warnings are said once, by `lab plan`

@@ -9,6 +9,7 @@ shipped in `sweeps/studies/` or anywhere on disk.
 import importlib.util
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -128,7 +129,10 @@ class Study:
             self.gains is None or self.window == 1, "study.window", self.window, "gains are claims at one size: use 1"
         )
         require(self.seeds >= 1, "study.seeds", self.seeds, "use at least 1")
-        require(not self.relative or isinstance(self.learning_rate, tuple), "study.relative", self.relative,
+        rates = self.learning_rate
+        require(not isinstance(rates, tuple) or 0 < len(rates) == len(set(rates)), "study.learning_rate", rates,
+                "give at least one rate, and each once")  # fmt: skip
+        require(not self.relative or isinstance(rates, tuple), "study.relative", self.relative,
                 "only several learning rates can be multiples of the arms' own")  # fmt: skip
         for arm in (*self.against, *self.against.values(), *(self.gains.controls if self.gains else ()),
                     *(self.gains.free if self.gains else ())):  # fmt: skip
@@ -140,8 +144,13 @@ class Study:
             require(self.baseline_of(arm) == arm, "study.against", arm, "a baseline is compared with no other arm")
         for arm in self.gains.controls if self.gains else ():
             base = self.baseline_of(arm)
-            remedy = f"a control is its baseline {base} at another budget: give it the same template"
-            require(arm != base and self.arms[arm] == self.arms[base], "gains.controls", arm, remedy)
+            remedy = (
+                f"a control is its baseline {base} at another budget: give it the same template, sizes, batch and rule"
+            )
+            rule = self.rules.get(base, base)
+            ours, theirs = ((self.arms[a], self.batch_of(a), self.sizes_of(a), r)
+                            for a, r in ((arm, self.rules.get(arm, rule)), (base, rule)))  # fmt: skip
+            require(arm != base and ours == theirs, "gains.controls", arm, remedy)
         for arm in self.arms:
             check_integer(f"study.batch of arm {arm}", self.batch_of(arm), 1)
         for arm in self.rules:
@@ -300,8 +309,8 @@ def define(
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(made, kind):
         raise ValueError(f"{path}: `{what}` returned {type(made).__name__}, not a sweeps.{kind.__name__}")
-    source = name if preset == "small" else f"{name} --preset {preset}"
-    return made, source if data is None else f"{source} --data {data.path or data.corpus}"
+    words = [name, *(["--preset", preset] if preset != "small" else [])]
+    return made, shlex.join(words if data is None else [*words, "--data", data.path or data.corpus])
 
 
 def named_on(name: str, data: Data) -> str:

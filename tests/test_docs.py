@@ -10,13 +10,36 @@ from pathlib import Path
 
 import pytest
 
+import sweeps
+
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "add-a-technique.md"
+PAGE = "add-a-technique.md"
 
 
-def shown(kind: str) -> list[tuple[str, str]]:
-    """(what the fence is of, its text) of the page's fences of a language."""
-    return re.findall(rf"^```{kind} ?([^\n]*)\n(.*?)^```$", PAGE.read_text(), flags=re.M | re.S)
+def shown(kind: str, page: str = PAGE) -> list[tuple[str, str]]:
+    """(what the fence is of, its text) of a page's fences of a language."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{kind} ?([^\n]*)\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def test_the_timed_study_is_that_of_the_preset_that_was_calibrated(tmp_path):
+    ((_, text),) = shown("python", "no-train-no-gain.md")
+    (tmp_path / "timed.py").write_text(text)
+    (words,) = re.findall(r"lab run \./timed\.py --preset (\w+)", text)
+    assert f"lab calibrate no_train_no_gain --preset {words}" in text
+    timed, whole = sweeps.load(str(tmp_path / "timed.py"), words), sweeps.load("no_train_no_gain", words)
+    assert timed.sizes == whole.sizes and timed.arms == whole.arms
+    assert (timed.match.quantity, timed.budgets) == ("reference_seconds", (600.0, 1200.0, 2400.0))
+
+
+def test_arms_from_a_grid_are_every_combination():
+    (text,) = (text for _, text in shown("python", "options.md") if "sweeps.grid" in text)
+    given = {"arm": sweeps.arm, "data": sweeps.corpus("markov")}
+    exec(text, given)
+    assert {(run.options.mlp, run.options.norm) for run in given["arms"].values()} == {
+        (mlp, norm) for mlp in ("swiglu", "relu2") for norm in ("rms", "layer")
+    }
+    assert len(given["arms"]) == 4
 
 
 @pytest.mark.slow

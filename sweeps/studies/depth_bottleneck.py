@@ -18,7 +18,7 @@ MEMORY = {"final": "shared_stacks", "same": "prefix_lm"}
 # A scale, and the widths of the ladder at each depth.
 PRESETS: dict[str, tuple[Scale, dict[int, tuple[int, ...]]]] = {
     "small": (
-        replace(SMALL, seeds=2, head_width=2),
+        SMALL,
         {
             1: (12, 16, 24, 32, 48, 64),
             2: (8, 12, 16, 24, 32, 48),
@@ -54,5 +54,6 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         sizes={f"{memory}_{depth}": scale.sizes(widths[depth], depth) for memory, depth in cells},
         # Tuned at two layers.
         rules={f"{memory}_{depth}": MEMORY[memory] for memory, depth in cells} if scale.tuned else {},
+        steps=tuple((f"final_{depth}", f"same_{depth}") for depth in widths),
         **scale.study,
     )

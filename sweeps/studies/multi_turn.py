@@ -72,6 +72,10 @@ def served(directory: Path) -> list[dict[str, Any]]:
             flops += turn.prefill + turn.decode
             rows.append({"arm": found["arm"], "budget": found["budget"], "D": run.shape.D, "loss": found["loss"],
                          "turns": number, "flops": flops, "cache_bytes": turn.cache_bytes})  # fmt: skip
+    if not rows:
+        raise ValueError(
+            f"{directory}: no arm has an iso-FLOP minimum, so that no size can be priced: its report says why"
+        )
     return rows
 
 

@@ -83,7 +83,9 @@ def main(directories: list[Path], out: Path) -> None:
             rows.append({"panel": what, **{key: found.get(key) for key in COLUMNS}})
     if missing := [row["panel"] for row in rows if row["value"] is None]:
         print(f"no difference could be made in {', '.join(dict.fromkeys(missing))}: see the reports there")
-    rows.sort(key=lambda row: ([*SHARES, *PAIRS].index(row["panel"]), row["arm"], row["budget"]))
+    order = [*SHARES, *PAIRS]  # of text of one's own "1-2-novels"
+    rows.sort(key=lambda row: (next(i for i, what in enumerate(order) if row["panel"].startswith(what)), row["panel"],
+                               row["arm"], row["budget"]))  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     with (out / "target_share.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["panel", *COLUMNS], lineterminator="\n")

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lab.spec import Run
+from sweeps.grid import override
 from sweeps.ladder import LEARNING_RATES, Size
 from sweeps.study import OWN, TUNED, Study
 from sweeps.tune.rules import Regret, Rule, Rules, Scalar, find, read, setup
 
 # Without these alike a rate says nothing about another arm's; other differences are said in a note.
 DECISIVE = ("structure", "objective", "loss", "optimizer", "technique", "parametrization.name")
+# In what a study may differ from its tuning without its arms being others than those that were tuned.
+OF_THE_STUDY = ("S", "T", "batch", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +40,25 @@ class Chosen:
             ("tokens", size.tokens, rule.fitted.tokens),
         ):
             if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
-                warnings.warn(
-                    f"learning-rate rule {self.study.learning_rate!r} extrapolates in {name} and is asked at {value:.3g} for "
-                    f"{arm}, whose cells have {low:.3g} to {high:.3g}",
-                    stacklevel=2,
-                )
+                self._extrapolates(name, f"{value:.3g} for {arm}, whose cells have {low:.3g} to {high:.3g}")
+        depths = sorted({cell.L for cell in rule.cells})
+        if run.shape.L not in depths:
+            self._extrapolates("depth", f"L = {run.shape.L} for {arm}, whose cells have {', '.join(map(str, depths))}")
         rate = float(f"{rule.rate(size):.6g}")  # as sweeps.ladder.learning_rate
-        return replace(run, optimizer=replace(run.optimizer, **{**rule.optimizer, "learning_rate": rate}))
+        return replace(run, optimizer=override(run.optimizer, {**rule.optimizer, "learning_rate": rate}))
+
+    def _extrapolates(self, name: str, where: str) -> None:
+        rule = self.study.learning_rate
+        warnings.warn(f"learning-rate rule {rule!r} extrapolates in {name} and is asked at {where}", stacklevel=3)
+
+    def borrowed(self, arm: str) -> tuple[str, ...]:
+        """In what an arm differs from the one whose rule it takes, so that it was not tuned itself: "options.mixing
+        'attention' there, 'dense' here"."""
+        return tuple(
+            f"{name} {was!r} there, {now!r} here"
+            for name, was, now in self._setup_differences(arm)
+            if name not in OF_THE_STUDY
+        )
 
     def notes(self, runs: Iterable[tuple[str, Run]]) -> list[str]:
         """For the plan and the report: which rules, how well they are known at the runs of these arms, what tuning cost, what
@@ -56,16 +71,21 @@ class Chosen:
         )  # fmt: skip
         rules = {name: self.rules.rules[name] for name in dict.fromkeys(self.of.values())}
         flops, hours = sum(r.flops for r in rules.values()), sum(r.hours for r in rules.values())
+        own = [arm for arm in used if not self.borrowed(arm)]
+        who = "arms" if len(own) == len(used) else ", ".join(own) or "the arms of these rules"
         trials = next(iter(rules.values())).trials
         said = [
             f"learning rates by the arms' own rules ({self.study.learning_rate}, size in body forward FLOPs per token): {each}",
-            f"arms were tuned alike, by {trials} trials each on seeds that no run of a study has: {flops:.3g} FLOPs and "
+            f"{who} were tuned alike, by {trials} trials each on seeds that no run of a study has: {flops:.3g} FLOPs and "
             f"{hours:.2g} hours of training, which are in no budget here ({self.rules.source.command})",
             *self._known(runs),
             *self._regret(),
         ]
-        if outside := [f"{a} {v!r} in place of {b!r}" for a, b, v in self._setup_differences()]:
-            said.append(f"the rules were tuned with other settings than this study's: {', '.join(outside)}")
+        ours = {
+            difference for arm in used for difference in self._setup_differences(arm) if difference[0] in OF_THE_STUDY
+        }
+        if outside := [f"{name} {was!r} there, {now!r} here" for name, was, now in sorted(ours, key=str)]:
+            said.append(f"the rules were tuned with other settings than this study's: {'; '.join(outside)}")
         manifest = next(iter(self.study.arms.values())).data.manifest
         if manifest != self.rules.source.data["manifest"]:
             said.append(f"the rules were tuned on other text: {self.rules.source.data['summary']}")
@@ -82,24 +102,27 @@ class Chosen:
         ]
 
     def _regret(self) -> list[str]:
-        own = {arm: self.rules.regret[self.of[arm]][self.of[arm]] for arm in self.study.arms}
+        tuned = [arm for arm in self.study.arms if not self.borrowed(arm)]
+        own = {arm: self.rules.regret[self.of[arm]][self.of[arm]] for arm in tuned}
         donor = self.of[self.study.baseline]
-        shared = {arm: self.rules.regret[donor][self.of[arm]] for arm in self.study.arms}
+        shared = {arm: self.rules.regret[donor][self.of[arm]] for arm in tuned}
+        if not tuned:
+            return []
+        whose, all_of = ("arm's", "arms") if len(tuned) == len(self.study.arms) else ("tuned arm's", "of them")
         return [
-            f"in the tuned cells each arm's own rule costs {_words(own)} against its best rate, and {donor}'s rule for all "
-            f"arms would cost {_words(shared)}"
+            f"in the tuned cells each {whose} own rule costs {_words(own)} against its best rate, and {donor}'s rule for all "
+            f"{all_of} would cost {_words(shared)}"
         ]
 
-    def _setup_differences(self) -> list[tuple[str, Scalar, Scalar]]:
-        """Settings of a study's arm that are not those that its rule was tuned with: name, the rule's, the study's."""
-        found: dict[tuple[str, str, str], tuple[str, Scalar, Scalar]] = {}
-        for arm, template in self.study.arms.items():
-            here, there = setup(replace(template, batch=self.study.batch_of(arm))), self.rule(arm).setup
-            for name in dict.fromkeys([*there, *here]):
-                was, now = there.get(name), here.get(name)
-                if was != now and name.removeprefix("optimizer.") not in self.rule(arm).optimizer:
-                    found[name, str(was), str(now)] = (name, was, now)
-        return list(found.values())
+    def _setup_differences(self, arm: str) -> list[tuple[str, Scalar, Scalar]]:
+        """Settings of an arm that are not those that its rule was tuned with: name, the rule's, the study's."""
+        rule = self.rule(arm)
+        here, there = setup(replace(self.study.arms[arm], batch=self.study.batch_of(arm))), rule.setup
+        return [
+            (name, there.get(name), here.get(name))
+            for name in dict.fromkeys([*there, *here])
+            if there.get(name) != here.get(name) and name.removeprefix("optimizer.") not in rule.optimizer
+        ]
 
 
 def chosen(study: Study) -> Chosen | None:
@@ -110,7 +133,8 @@ def chosen(study: Study) -> Chosen | None:
     path = find(study.learning_rate.removeprefix(TUNED))
     found = _read_once(path, path.stat().st_mtime_ns if path.exists() else 0)
     controls = study.gains.controls if study.gains else {}
-    of = {arm: study.rules.get(arm, study.baseline_of(arm) if arm in controls else arm) for arm in study.arms}
+    same = {arm: study.baseline_of(arm) if arm in controls else arm for arm in study.arms}
+    of = {arm: study.rules.get(arm, study.rules.get(same[arm], same[arm])) for arm in study.arms}
     one = Chosen(study=study, path=path, rules=found, of=of)
     for arm, name in one.of.items():
         _check(study, arm, name, found, path)
@@ -155,7 +179,8 @@ def described(study: Study) -> dict[str, Any]:
             "arms": {arm: {"rule": name, "c": one.rule(arm).c, "a": one.rule(arm).a, "b": one.rule(arm).b,
                            "optimizer": dict(one.rule(arm).optimizer), "trials": one.rule(arm).trials,
                            "flops": one.rule(arm).flops, "hours": one.rule(arm).hours,
-                           "regret": dataclasses.asdict(one.rules.regret[name][name]),
+                           "borrowed": list(one.borrowed(arm)),
+                           "regret": None if one.borrowed(arm) else dataclasses.asdict(one.rules.regret[name][name]),
                            "regret_of_sharing": dataclasses.asdict(one.rules.regret[donor][name])}
                      for arm, name in one.of.items()},
         }  # fmt: skip

@@ -45,7 +45,7 @@ class Optimum:
     curvature * (log rate - log best)^2 above its least, between the neighbours of the grid's best rate.
 
     cliff: the next higher rate diverged, so that no parabola goes through it: the grid's best rate stands, known to within
-    its neighbours.
+    its neighbours. Where the next lower one did, it stands too, and that side is open.
     """
 
     rate: float
@@ -94,8 +94,9 @@ def optimum(
     around = slice(best - 1, best + 2)
     if not np.isfinite(loss_n[around]).all():
         low, at, high = (math.exp(x) for x in x_n[around])
-        return Optimum(rate=at, loss=float(loss_n[best]), low=low, high=high, curvature=None, cliff=True,
-                       rate_n=np.exp(x_n), loss_n=loss_n)  # fmt: skip
+        # A lower rate that diverged, which is a seed's bad luck, bounds nothing.
+        return Optimum(rate=at, loss=float(loss_n[best]), low=low if math.isfinite(loss_n[best - 1]) else None, high=high,
+                       curvature=None, cliff=math.isinf(loss_n[best + 1]), rate_n=np.exp(x_n), loss_n=loss_n)  # fmt: skip
     centre = x_n[best]
     slope_3, bend_3 = _slope(x_n[around] - centre)
     slope, bend = float(slope_3 @ loss_n[around]), float(bend_3 @ loss_n[around])

@@ -191,7 +191,7 @@ def _coordinates(rules: Rules) -> Table:
             for arm, rule in rules.rules.items()
             for c in rule.coordinates
         ),
-        note="Paired by cell and seed; 95% over all values tried for the arm. A setting of the optimizer that is better beyond "
+        note="Paired by cell and seed; 95% over all values tried for all arms. A setting of the optimizer that is better beyond "
         "its interval goes into the arm's rule; a batch is the study's to change.",
     )
 

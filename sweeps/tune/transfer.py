@@ -167,8 +167,11 @@ class Scatter:
 
 
 def pooled_scatter(laws: Sequence[PowerLaw]) -> Scatter:
+    """Of as many degrees of freedom as one arm has: where cells fit no power law they fit none of any arm, and arms are no
+    replicates of that."""
     dof = sum(law.dof for law in laws)
-    return Scatter(sd=math.sqrt(sum(law.rss for law in laws) / dof) if dof else math.nan, dof=dof)
+    sd = math.sqrt(sum(law.rss for law in laws) / dof) if dof else math.nan
+    return Scatter(sd=sd, dof=min((law.dof for law in laws), default=0))
 
 
 @dataclass(frozen=True, kw_only=True)

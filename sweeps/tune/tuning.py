@@ -5,6 +5,7 @@
 shipped in `sweeps/tunings/` or anywhere on disk; it may be the file of a study. Studies that share arms share its rules.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -80,13 +81,15 @@ class Tuning:
         self.study(self.cells[0], self.rates)  # names, arms and sizes are checked there
         if self.hold_out is not None:
             check_number("tuning.hold_out budget", self.hold_out[0], 0.0, 1e40, open_low=True)
-        first = next(iter(self.arms.values()))
         for path, values in self.coordinates.items():
             ok = path == "batch" or (path.startswith("optimizer.") and path != RATE)
             require(ok, "tuning.coordinates", path, "use batch, or a field of the optimizer other than learning_rate")
             require(len(values) >= 1, f"tuning.coordinates {path}", values, "give at least one other value")
-            for value in values:
-                override(first, {path: value})
+            for value, (arm, template) in itertools.product(values, self.arms.items()):
+                try:
+                    override(template, {path: value})
+                except ValueError as error:
+                    raise ValueError(f"tuning.coordinates {path} = {value!r}, of arm {arm}: {error}") from error
 
     @property
     def fitted(self) -> tuple[Cell, ...]:

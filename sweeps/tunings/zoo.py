@@ -19,10 +19,10 @@ def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
     return Tuning(
         name="zoo",
         arms={name: arm("decoder_only", data, S=64, T=64, options=options) for name, options in ZOO.items()},
-        budgets=(1e10, 4e10),
+        budgets=(5e9, 1.4e10, 4e10),
         sizes=ladder(8, 16, depth=2),
         hold_out=(8e10, shape(24, 2)),
         batch=8,
-        rates=(0.01, 0.02, 0.04, 0.08),
+        rates=(0.015, 0.03, 0.06, 0.12),
         seeds=2,
     )

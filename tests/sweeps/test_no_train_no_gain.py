@@ -120,6 +120,18 @@ def test_the_published_comparison_is_planned_in_reference_seconds():
     assert said == {"quantity": "reference_seconds", "convention": "exact", "tolerance": 0.01, "reference": "ntng-bert"}
 
 
+def test_a_tuning_has_the_budgets_of_its_study_in_reference_seconds():
+    whole = sweeps.load("no_train_no_gain", "bert")
+    kept = {name: whole.arms[name] for name in ("bert/adamw", "bert/stacking")}
+    by = sweeps.Match(quantity="reference_seconds", reference="ntng-bert")
+    tuning = sweeps.Tuning(name="timed", arms=kept, budgets=(24 * 3600.0,), sizes=whole.sizes, batch=whole.batch,
+                           rates=(0.5, 1.0, 2.0), relative=True, match=by)  # fmt: skip
+    rows = grid_trials(tuning, tuning.grids).runs
+    steps = {row.arm: row.planned["steps"] for row in rows}
+    assert len(rows) == 2 * 3 * 2 and steps["bert/adamw"] == 31_957
+    assert steps["bert/stacking"] / steps["bert/adamw"] == pytest.approx(1.465, abs=5e-4)
+
+
 def test_reference_seconds_that_can_not_be_planned(smoke, tmp_path):
     whole = sweeps.load("no_train_no_gain", "bert")
     with pytest.raises(ValueError, match=r"ntng-bert\.json has no reference time of .*average/ema.* `lab calibrate`"):

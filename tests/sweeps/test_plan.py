@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from lab.spec import Evaluation, Objective, Options, from_json
 from lab.structure import STRUCTURES
 from runs import make_run
 from sweeps import ladder, match
+from sweeps.plan import describe_arm
 from sweeps.study import shipped
 from sweeps.tune.trials import grid_trials
 from sweeps.tune.tuning import TUNINGS
@@ -167,6 +169,12 @@ def test_a_published_rule_warns_outside_its_range():
     size = ladder.Size.of(run, V)
     with pytest.warns(UserWarning, match="extrapolation"):
         assert ladder.LEARNING_RATES["porian"]("porian", size) > 0.05
+    inside = replace(size, body_flops=1e4, tokens=1e6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ladder.LEARNING_RATES["lab"]("lab", inside)
+    with pytest.warns(UserWarning, match=r"fitted on tokens from 8\.8e\+04 to 6\.43e\+06 and is asked at 1e\+09"):
+        ladder.LEARNING_RATES["lab"]("lab", replace(inside, tokens=1e9))
     fitted = replace(size, body_parameters=108_000_000)
     assert ladder.LEARNING_RATES["porian"]("porian", fitted) == pytest.approx(0.0047)
     law = ladder.LEARNING_RATES["step_law"]("step_law", replace(size, body_parameters=10**9, tokens=1e11))
@@ -300,3 +308,14 @@ def test_every_preset_plans(name):
         else:
             plan = sweeps.plan(sweeps.load(name, preset))
         assert plan.runs and all(row.planned["steps"] >= 1 for row in plan.runs), preset
+
+
+def test_arms_are_described_by_what_tells_them_apart():
+    told = sweeps.load("no_train_no_gain").arms
+    found = sweeps.plan(sweeps.load("no_train_no_gain", "smoke")).to_json()["study"]["arms"]
+    assert found["bert/adamw"].endswith("; adamw, linear") and found["bert/wsd"].endswith("; adamw, wsd")
+    assert describe_arm(told["t5/rho_loss_free"]).endswith("not charged") and "mega_batch 2)" in describe_arm(
+        told["t5/rho_loss"]
+    )
+    deep = sweeps.plan(sweeps.load("depth_bottleneck")).to_json()["study"]["arms"]
+    assert deep["same_8"].endswith("; 8 layers") and len(set(deep.values())) == len(deep)

@@ -152,6 +152,26 @@ def test_arms_of_equal_parameters_keep_their_ladder(tmp_path):
     assert one.row.planned["tokens"] == pytest.approx(one.row.budget, rel=0.01)
 
 
+def test_a_study_with_steps_on_other_text_and_of_another_preset_is_found_again(tmp_path):
+    """Whose steps are between arms: a cell has one of them."""
+    path, text = tmp_path / "my mine.py", tmp_path / "some text"
+    text.mkdir()
+    for number in range(20):
+        (text / f"{number}.txt").write_text(f"{number}: so much depends upon a red wheel barrow. " * 2000)
+    mine = MINE.format(budgets="(1e8, 2e8) if preset == 'long' else (1e8,)", other="prefix_lm",
+                       more='steps=(("prefix_lm", "decoder_only"),),')  # fmt: skip
+    mine = mine.replace('preset="small"):\n    data = corpus("markov")', 'preset="small", data=None):')
+    path.write_text(f"PRESETS = ('small', 'long')\n{mine}")
+    directory, data = tmp_path / "runs", sweeps.corpus(text, held_out=0.4)
+    study = sweeps.load(str(path), "long", data)
+    Store(directory).write_plan(sweeps.plan(study).to_json())
+    again = propose.study_of(directory)
+    assert again == study and again.budgets == (1e8, 2e8) and again.name.endswith("-some_text")
+    assert propose.study_of(directory, str(path)) == study
+    table, left_out = propose.cells(study)
+    assert all("can not be matched within" in reason for reason in left_out) and set(table["arm"]) == {"prefix_lm", "decoder_only"}
+
+
 def test_mistakes_say_the_way_out(mine):
     study, _ = mine
     table = pd.DataFrame({"arm": ["decoder_onli"], "N": [1000.0], "budget": [1e8]})

@@ -1,8 +1,6 @@
 """A tuning from its first trial to a study that takes its rules. Trials are simulated from a law that is known; one tuning is
 really trained (slow)."""
 
-import csv
-import json
 import math
 import subprocess
 import sys
@@ -14,95 +12,16 @@ import pytest
 from test_cli import run as command
 
 import sweeps
-from lab import plan_file, records
-from lab.spec import Seed
-from sweeps.ladder import LEARNING_RATES, Size
-from sweeps.store import Store
+from lab import records
+from lab.spec import Optimizer, Seed
+from simulated_tuning import CURVATURE, LAWS, NOISE, Simulated, tuned
+from sweeps.ladder import LEARNING_RATES
 from sweeps.study import TUNING_SEEDS, TUNINGS, shipped
 from sweeps.tune import report, rules
 from sweeps.tune.conclude import ALL, DEFAULT, Tuned
 from sweeps.tune.rounds import source, tune
 from sweeps.tune.trials import grid_trials
-from sweeps.tune.tuning import Tuning, load
-
-MINE = """
-from sweeps import Study, Tuning, arm, corpus
-from sweeps.ladder import ladder, shape
-
-def arms():
-    data = corpus("markov")
-    return {name: arm(name, data, S=8, T=8) for name in ("prefix_lm", "decoder_only")}
-
-def tuning(preset="small"):
-    return Tuning(name="mine", arms=arms(), budgets=(1e8, 4e8), sizes=ladder(8, 16, 24, depth=1, head_width=8), batch=2,
-                  rates=(0.005, 0.01, 0.02, 0.04, 0.08), hold_out=(4e8, shape(32, 1, head_width=8)))
-
-def study(preset="small"):
-    return Study(name="mine", question="?", arms=arms(), baseline="decoder_only", budgets=(1e8, 4e8), window=3, batch=2,
-                 sizes=ladder(8, 16, 24, depth=1, head_width=8), learning_rate="tuned:runs/tune-mine/rules.json")
-"""
-# Of each arm: its best rate is c size^a tokens^b, and losses are CURVATURE (log rate - log best)^2 above 2.
-LAWS = {"prefix_lm": (1.2, -0.4, 0.0), "decoder_only": (0.4, -0.35, 0.02)}
-CURVATURE, NOISE = 0.2, 1e-4
-
-
-@pytest.fixture
-def mine(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(MINE)
-    return tmp_path / "mine.py"
-
-
-class Simulated:
-    """Trains in no time what has not ended: losses of the law, diverged from `cliff` on. `ask` are the plans it was given."""
-
-    def __init__(
-        self, out: Path, laws=LAWS, cliff: float = math.inf, better: str = "", left: int = 0, failing: str = ""
-    ):
-        self.out, self.laws, self.cliff, self.better, self.left, self.failing = out, laws, cliff, better, left, failing
-        self.asked: list[sweeps.Plan] = []
-
-    def __call__(self, plan: sweeps.Plan) -> None:
-        self.asked.append(plan)
-        store = Store(self.out)
-        store.write_plan(plan.to_json())
-        for row in list(plan.unique.values())[: len(plan.unique) - self.left]:
-            run_dir = records.run_directory(self.out, row.run_id)
-            if row.run_id.startswith(self.failing) and self.failing:
-                claim = store.claim(row.run_id)
-                assert claim is not None
-                store.fail(claim, "broken")
-            elif not (run_dir / records.RESULT).exists():
-                records.write_json(run_dir / records.RESULT, self.result(row))
-
-    def result(self, row) -> dict:
-        (c, a, b), size = self.laws[row.arm], Size.of(row.run, row.run.V)
-        best = c * size.body_flops**a * size.tokens**b
-        rng = np.random.default_rng(int(row.run_id[-8:], 16))
-        rate = row.run.optimizer.learning_rate
-        loss = 2 + CURVATURE * math.log(rate / best) ** 2 + NOISE * rng.standard_normal() + 0.1 * row.replicate
-        loss -= 0.05 if self.better == row.arm and row.run.optimizer.beta2 == 0.99 else 0.0
-        lost = rate >= self.cliff
-        spent = {"exact": row.planned["exact"] / (2 if lost else 1)}
-        return {"schema": 1, "run_id": row.run_id, "status": "diverged" if lost else "done",
-                "outcome": {"loss": None if lost else loss, "spent": spent, "steps": row.planned["steps"]},
-                "measured": {"seconds": 36.0, "versions": {"jax": "0"}, "device": "none"}}  # fmt: skip
-
-
-def tuned(tuning: Tuning, out: Path, **how) -> tuple[Tuned, Simulated]:
-    train = Simulated(out, **how)
-    found = tune(tuning, out, train)
-    assert found is not None
-    return found, train
-
-
-@pytest.fixture
-def written(mine) -> rules.Rules:
-    """The rules of a simulated tuning, in runs/tune-mine."""
-    out = Path("runs/tune-mine")
-    found, _ = tuned(load(str(mine)), out)
-    return report.write(found, source(found, out), out)
-
+from sweeps.tune.tuning import load
 
 # --- rounds ---------------------------------------------------------------------------------------------------------
 
@@ -255,12 +174,21 @@ def test_trials_have_seeds_that_no_study_may_have(mine):
         ({"coordinates": {"shape.D": (8,)}}, "use batch, or a field of the optimizer"),
         ({"coordinates": {"optimizer.beta3": (0.9,)}}, "did you mean 'beta"),
         ({"coordinates": {"optimizer.learning_rate": (0.9,)}}, "other than learning_rate"),
+        ({"coordinates": {"optimizer.beta2": (1.5,)}}, r"coordinates optimizer\.beta2 = 1\.5, of arm prefix_lm"),
         ({"budgets": (2.0, 1.0)}, "ascending"),
     ],
 )
 def test_a_tuning_that_is_wrong_says_where(mine, change, message):
     with pytest.raises(ValueError, match=message):
         replace(load(str(mine)), **change)
+
+
+def test_other_values_are_refused_before_any_trial_where_one_arm_has_no_such_setting(mine):
+    tuning = load(str(mine))
+    muon = replace(tuning.arms["decoder_only"], optimizer=Optimizer(name="muon", learning_rate=0.01))
+    setting = f"optimizer.extra.{next(iter(muon.optimizer.extra))}"
+    with pytest.raises(ValueError, match=r"of arm prefix_lm: .*no field"):
+        replace(tuning, arms={**tuning.arms, "muon": muon}, coordinates={setting: (0.9,)})
 
 
 def test_every_shipped_tuning_plans_alike_for_every_arm_and_shares_no_name_with_a_study():
@@ -281,127 +209,6 @@ def test_every_shipped_tuning_plans_alike_for_every_arm_and_shares_no_name_with_
         load("quickstart")
     with pytest.raises(ValueError, match="did you mean 'ladder'"):
         load("lader")
-
-
-# --- the file, and a study that takes it ----------------------------------------------------------------------------
-
-
-def test_rules_are_read_as_they_were_written(written):
-    path = Path("runs/tune-mine/rules.json")
-    assert rules.read(path) == written
-    content = json.loads(path.read_text())
-    assert content["schema"] == 1 and content["source"]["command"].startswith("lab tune ")
-    assert content["rules"]["prefix_lm"]["cells"][-1]["held_out"] is True
-    assert len(plan_file.read(path.parent)["runs"]) == 2 * content["rules"]["prefix_lm"]["trials"]
-    page = (path.parent / "tuning.md").read_text()
-    assert (
-        "| decoder_only |" in page
-        and "Regret of sharing" in page
-        and "Held out" in page
-        and "hours of training" in page
-    )
-    with (path.parent / "trials.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * written.rules["prefix_lm"].trials and {row["status"] for row in rows} == {"done"}
-    with (path.parent / "regret.csv").open() as file:
-        assert {row["rule"] for row in csv.DictReader(file)} == {*LAWS, ALL, DEFAULT}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c.update(schema=2), "schema = 2: this version reads 1"),
-        (lambda c: c.update(ruls={}), r"unknown key ruls: did you mean 'rules'"),
-        (lambda c: c["source"].pop("plan_sha256"), r"missing key source\.plan_sha256: a file of rules is complete"),
-        (lambda c: c["rules"]["prefix_lm"].update(trials="70"), r"rules\.prefix_lm\.trials = '70': use int"),
-        (lambda c: c["rules"]["prefix_lm"].update(trials=True), r"rules\.prefix_lm\.trials = True: use int"),
-        (lambda c: c["rules"]["prefix_lm"].update(form="c size"), "use one of"),
-        (lambda c: c["rules"]["prefix_lm"].update(c=c["rules"]["prefix_lm"]["c"] * 2), "c, a and b give"),
-        (lambda c: c["rules"]["prefix_lm"].update(form="c size^a"), "the form 'c size.a' has none"),
-        (lambda c: c["rules"]["prefix_lm"].update(a_interval=[1.0]), "use a list of 2"),
-        (lambda c: c["rules"]["prefix_lm"]["cells"][2].update(rate=None), r"cells\[2\]\.rate = None: use float"),
-        (lambda c: c["regret"].pop("prefix_lm"), r"regret\.prefix_lm"),
-        (lambda c: c["rules"]["prefix_lm"].update(flops=math.nan), "NaN is no JSON number"),
-    ],
-)
-def test_a_file_of_rules_that_is_wrong_says_where(written, change, message):
-    path = Path("runs/tune-mine/rules.json")
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message) as raised:
-        rules.read(path)
-    assert str(path) in str(raised.value)
-
-
-def test_each_arm_of_a_study_has_the_rate_of_its_own_rule(mine, written):
-    plan = sweeps.plan(sweeps.load(str(mine)))
-    for row in plan.runs:
-        rule, size = written.rules[row.arm], Size.of(row.run, row.run.V)
-        expected = rule.c * size.body_flops**rule.a * size.tokens**rule.b
-        assert row.run.optimizer.learning_rate == pytest.approx(expected, rel=1e-5)
-        assert max(row.run.seed.init, row.run.seed.data) < TUNING_SEEDS
-    assert not any("extrapolates" in said for said in plan.warnings), plan.warnings
-    about = plan.to_json()["study"]
-    assert about["learning_rates"]["arms"]["prefix_lm"]["trials"] == written.rules["prefix_lm"].trials
-    assert about["learning_rates"]["source"]["plan_sha256"] == written.source.plan_sha256
-    notes = "\n".join(about["notes"])
-    for said in ("learning rates by the arms' own rules (tuned:runs/tune-mine/", "tuned alike, by 7", "no run of a study",
-                 "decoder_only's rule for all arms would cost", "known within a factor of 1"):  # fmt: skip
-        assert said in notes, notes
-
-
-def test_beyond_the_tuned_cells_a_rule_warns_and_says_how_little_it_knows(mine, written):
-    study = sweeps.load(str(mine))
-    near, far = (sweeps.plan(replace(study, budgets=b)).warnings for b in ((1e8, 4e8), (1e9, 6.4e9)))
-    assert any("extrapolates in tokens and is asked at" in said for said in far) and not any(
-        "extrap" in s for s in near
-    )
-    rule, size = written.rules["prefix_lm"], Size(body_flops=1e6, body_parameters=1, tokens=1e9)
-    X = np.array([[1, math.log(c.size), math.log(c.tokens)] for c in rule.cells if not c.held_out])
-    x = np.array([1, math.log(1e6), math.log(1e9)])
-    assert rule.scatter is not None and rule.dof == 6
-    sd = rule.scatter * math.sqrt(x @ np.linalg.inv(X.T @ X) @ x)
-    assert rule.within(size) == pytest.approx(math.exp(2.446912 * sd), rel=1e-4)  # t of 6 degrees of freedom at 97.5%
-
-
-def test_an_arm_without_a_rule_is_an_error_with_a_way_out(mine, written):
-    study = sweeps.load(str(mine))
-    more = replace(study, arms={**study.arms, "again": study.arms["prefix_lm"]})
-    with pytest.raises(ValueError, match=r"arm 'again' has no rule .*rules=\{'again': 'prefix_lm'\}"):
-        sweeps.plan(more)
-    plan = sweeps.plan(replace(more, rules={"again": "prefix_lm"}))
-    rates = {arm: [r.run.optimizer.learning_rate for r in plan.runs if r.arm == arm] for arm in more.arms}
-    assert rates["again"] == rates["prefix_lm"] != rates["decoder_only"]
-    assert any("again" in said and "(the rule of prefix_lm)" in said for said in plan.warnings)
-    swapped = replace(study, arms={**study.arms, "prefix_lm": study.arms["decoder_only"]})
-    with pytest.raises(ValueError, match=r"structure of arm 'prefix_lm' is 'decoder_only', .* of 'prefix_lm'; say so"):
-        sweeps.plan(swapped)
-    assert sweeps.plan(replace(swapped, rules={"prefix_lm": "prefix_lm"})).runs
-    with pytest.raises(ValueError, match=r"study\.rules = 'prefix': did you mean 'prefix_lm'"):
-        replace(study, rules={"prefix": "prefix_lm"})
-    with pytest.raises(ValueError, match="only learning_rate = 'tuned:NAME'"):
-        replace(study, learning_rate="lab", rules={"prefix_lm": "decoder_only"})
-    with pytest.raises(ValueError, match=r"no file nowhere\.json in sweeps/rules"):
-        sweeps.plan(replace(study, learning_rate="tuned:nowhere"))
-    with pytest.raises(ValueError, match=r"nowhere\.json: not a readable JSON file"):
-        sweeps.plan(replace(study, learning_rate="tuned:nowhere.json"))
-
-
-def test_arms_that_were_tuned_by_unequal_numbers_of_trials_are_refused(mine, written):
-    study, path = sweeps.load(str(mine)), Path("runs/tune-mine/unequal.json")
-    fewer = replace(written.rules["prefix_lm"], trials=10)
-    rules.write(path, replace(written, rules={**written.rules, "prefix_lm": fewer}))
-    unequal = replace(study, learning_rate=f"tuned:{path}")
-    with pytest.raises(ValueError, match=r"prefix_lm was tuned by 10 trials and its baseline decoder_only by 7"):
-        sweeps.plan(unequal)
-    assert sweeps.plan(replace(unequal, rules={"prefix_lm": "decoder_only"})).runs
-
-
-def test_other_settings_than_the_tuned_ones_are_said(mine, written):
-    study = sweeps.load(str(mine))
-    said = "\n".join(sweeps.plan(replace(study, batch=1)).warnings)
-    assert "tuned with other settings than this study's: batch 1 in place of 2" in said
 
 
 def test_the_command_shows_refuses_and_resumes(capsys, mine, written):

@@ -54,6 +54,9 @@ def test_a_trial_that_diverged_is_infinitely_bad_and_not_missing():
     assert isinstance(optimum(GRID[:3], [3.0, 2.0, 1.0]), Edge), "left out, the best would seem to lie at the edge"
     assert found.excess(0.01) == pytest.approx(1.0) and found.excess(0.02) == 0.0
     assert found.excess(0.03) == math.inf and found.excess(1.0) == math.inf and math.isnan(found.excess(0.001))
+    unlucky = best(GRID, [math.inf, 1.0, 2.0, 3.0, 4.0])
+    assert not unlucky.cliff and unlucky.rate == pytest.approx(0.01), "the rate below diverged: it bounds nothing"
+    assert (unlucky.low, unlucky.high) == (None, pytest.approx(0.02))
     alone = optimum(GRID, [math.inf] * 5)
     assert isinstance(alone, Edge) and alone.side == "lower", "rates that all diverge are too high"
     with pytest.raises(ValueError, match="diverged is inf, not missing"):
@@ -158,18 +161,24 @@ def test_what_cells_do_not_determine_is_not_fitted():
     assert transfer.fit(one_size[:1], ()).rate(at_one_budget[2].size) == pytest.approx(0.01)
 
 
-def test_intervals_of_a_rule_cover_and_pool_the_scatter_over_arms():
-    inside, seen = [], []
+@pytest.mark.parametrize("misfit", [0.0, 0.3], ids=["none", "of cells"])
+def test_intervals_of_own_rules_cover_and_pool_the_scatter_over_arms(misfit):
+    inside, seen, rng = [], [], np.random.default_rng(11)
     for seed in range(600):
-        laws = [transfer.fit(law_points(3.0, -0.4, 0.1, 0.2, 10 * seed + arm), ("size", "tokens")) for arm in range(2)]
+        off = np.exp(rng.normal(0, misfit, 8))  # of each cell, for all arms
+        arms = [law_points(3.0, -0.4, 0.1, 0.2, 10 * seed + arm) for arm in range(4)]
+        laws = [transfer.fit([replace(p, rate=p.rate * e) for p, e in zip(points, off, strict=True)], ("size", "tokens"))
+                for points in arms]  # fmt: skip
         scatter = transfer.pooled_scatter(laws)
-        assert scatter.dof == 10
+        assert scatter.dof == 5, "of one arm"
         far = Size(body_flops=2e5, body_parameters=1, tokens=1e7)
         for law in laws:
-            off = math.log(law.rate(far) / (3.0 * 2e5**-0.4 * 1e7**0.1))
-            inside.append(abs(off) <= scatter.t * law.log_sd(far, scatter.sd))
+            away = math.log(law.rate(far) / (3.0 * 2e5**-0.4 * 1e7**0.1))
+            inside.append(abs(away) <= scatter.t * law.log_sd(far, scatter.sd))
         seen.append(scatter.sd**2)
-    assert 0.93 < np.mean(inside) < 0.97 and math.sqrt(np.mean(seen)) == pytest.approx(0.2, rel=0.03)
+    assert 0.94 < np.mean(inside) < 0.99 and math.sqrt(np.mean(seen)) == pytest.approx(
+        math.hypot(0.2, misfit), rel=0.04
+    )
 
 
 def test_arms_are_told_apart_within_cells():
