@@ -17,6 +17,11 @@ from lab.objectives import Batch, build
 from lab.spec import Data, Objective, Run
 
 
+AHEAD = (
+    2**16
+)  # tokens that are read and built together: arrays of a step or two are so small that calls would be what they cost
+
+
 class Batches:
     """`forms` are those that steps take, `evaluated` the held-out examples of each form that the loss is of."""
 
@@ -28,6 +33,10 @@ class Batches:
         if self._method.one_epoch:
             epochs(run, cost.steps(run, run.V))  # which refuses what would come again
         self._sentinels = o.ul2_spans if o.name == "ul2" else 0
+        self._built: tuple[range, Batch] = (
+            range(0),
+            Batch(None, None, None),
+        )  # some of the stream, and what is made of it
         count = run.evaluation.examples
         self.held_out: list[tuple[Form, Batch]]
         if o.name == "pairs":
@@ -44,17 +53,29 @@ class Batches:
             ]
 
     def step(self, step: int, rows: range | None = None) -> tuple[int, Batch]:
-        """Which form step `step` (from 0) takes, and those rows of what it reads. Access is random: nothing is kept."""
+        """Which form step `step` (from 0) takes, and those rows of what it reads. Access is random: what is kept is a block that
+        following steps read too."""
         run, form = self.run, self.course.form(step)
         first, count = self._method.examples(step)
         rows = range(count) if rows is None else rows
         if run.objective.name == "pairs":
             first = self.course.counts(step)[form] * run.batch if len(self.forms) > 1 else first
             return form, self._pairs.batch(form, first, rows)
-        if run.objective.name == "causal_lm":
-            return form, _packed(self._packed.batch(first, rows))
-        tokens = self._windows.batch(0, 1, range(first + rows.start, first + rows.stop))
-        return form, self._build(self.forms[form], tokens, seed=run.seed.data, first=first + rows.start)
+        examples = range(first + rows.start, first + rows.stop)
+        if len(self.forms) > 1 or len(rows) < count:
+            return form, self._read(form, examples)
+        there, built = self._built
+        if not (there.start <= examples.start and examples.stop <= there.stop):
+            there = range(examples.start, examples.start + max(count, AHEAD // self.forms[form].length))
+            built = self._read(form, there)
+            self._built = there, built
+        return form, Batch(*(part[examples.start - there.start :][: len(examples)] for part in built))
+
+    def _read(self, form: int, examples: range) -> Batch:
+        if self.run.objective.name == "causal_lm":
+            return _packed(self._packed.batch(examples.start, range(len(examples))))
+        tokens = self._windows.batch(0, 1, examples)
+        return self._build(self.forms[form], tokens, seed=self.run.seed.data, first=examples.start)
 
     def target_tokens(self, steps: int) -> int | None:
         """Targets that so many steps score, padding not among them; of loss on all, the targets alone. None of pairs

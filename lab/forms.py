@@ -198,6 +198,8 @@ class Course:
 
     def form(self, step: int) -> int:
         """Of step `step` (from 0): an index into `forms`."""
+        if len(self.forms) == 1:
+            return 0
         return int(self._order(step // self.cycle)[step % self.cycle])
 
     def counts(self, steps: int) -> list[int]:

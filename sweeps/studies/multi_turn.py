@@ -2,8 +2,9 @@
 
 command    lab run multi_turn && lab report multi_turn
            python -m sweeps.studies.multi_turn runs/multi_turn --out docs/studies
-cost       `lab plan` says it; not run yet
-expected   docs/studies/README.md says what was found, once it was run
+cost       small: 3.0e13 FLOPs in 144 runs; planned 10 minutes on 2 CPU cores, measured 17 on cores shared with other work
+           gpu and full: plans, `lab plan` says what they cost
+expected   docs/studies/multi_turn.md, docs/studies/multi_turn-serving.md
 
 A bidirectional input is read again at each turn, a causal one is extended. prefix_lm_turns is between them: inputs see all of
 their own turn and earlier ones (options.turn; arXiv 2408.00539), so that earlier turns' keys and values stay.
@@ -16,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.markdown import table
 from analysis.plots import COLOURS, MARKERS, save, style
 from analysis.report import VERDICT
 from lab import cost, plan_file, serving_cost, spec
@@ -25,6 +28,7 @@ from lab.spec import Data, Options, Run
 from sweeps.scale import SCALES
 from sweeps.study import Study, arm
 
+NAME, SERVING = "multi_turn", "multi_turn-serving"
 TURN = 16
 PRESETS = SCALES
 TURNS, USER, REPLY = 8, 32, 16  # of the conversation that is priced, in tokens
@@ -38,7 +42,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         "T": scale.text // 4,
     }  # what is said, and what is answered
     return Study(
-        name="multi_turn",
+        name=NAME,
         question="Which structure gives the best quality for what a conversation costs?",
         arms={
             "encoder_decoder": arm("encoder_decoder", data, **settings),
@@ -54,7 +58,8 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
 
 
 def served(directory: Path) -> list[dict[str, Any]]:
-    """Of each arm at each budget, the size nearest to its iso-FLOP minimum: its loss and what R turns cost, R = 1 .. TURNS."""
+    """Of each arm at each budget its iso-FLOP minimum: loss, body parameters N, and what 1 .. TURNS turns cost there, between
+    the sizes that were run a power of N."""
     runs: dict[tuple[str, float], list[Run]] = {}
     for row in plan_file.read(directory)["runs"]:
         runs.setdefault((row["arm"], row["budget"]), []).append(spec.from_json(row["run"]))
@@ -62,21 +67,27 @@ def served(directory: Path) -> list[dict[str, Any]]:
     for found in json.loads((directory / VERDICT).read_text(encoding="utf-8"))["minima"]:
         if "N" not in found:
             continue  # refused, which the report says
-        of = runs[found["arm"], found["budget"]]
-        run = min(of, key=lambda r: abs(_body(r) / found["N"] - 1))
-        turns = serving_cost.conversation(
-            run.structure, run.shape, run.options, run.V, turns=TURNS, user=USER, reply=REPLY, convention="exact"
-        )
-        flops = 0
-        for number, turn in enumerate(turns, 1):
-            flops += turn.prefill + turn.decode
-            rows.append({"arm": found["arm"], "budget": found["budget"], "D": run.shape.D, "loss": found["loss"],
-                         "turns": number, "flops": flops, "cache_bytes": turn.cache_bytes})  # fmt: skip
+        shapes = {run.shape: run for run in runs[found["arm"], found["budget"]]}
+        priced = {_body(run): priced_turns(run) for run in sorted(shapes.values(), key=_body)}
+        at = [np.interp(np.log(found["N"]), np.log(list(priced)), np.log(of_sizes))
+              for of_sizes in np.transpose(list(priced.values()), (1, 2, 0)).reshape(2 * TURNS, -1)]  # fmt: skip
+        for number, (flops, cache_bytes) in enumerate(np.exp(at).reshape(TURNS, 2), 1):
+            rows.append({"arm": found["arm"], "budget": found["budget"], "N": found["N"], "loss": found["loss"],
+                         "turns": number, "flops": float(flops), "cache_bytes": float(cache_bytes)})  # fmt: skip
     if not rows:
         raise ValueError(
             f"{directory}: no arm has an iso-FLOP minimum, so that no size can be priced: its report says why"
         )
     return rows
+
+
+def priced_turns(run: Run) -> list[tuple[float, float]]:
+    """Of the first 1 .. TURNS turns: exact FLOPs of all of them, and bytes that the caches have grown to."""
+    turns = serving_cost.conversation(
+        run.structure, run.shape, run.options, run.V, turns=TURNS, user=USER, reply=REPLY, convention="exact"
+    )
+    flops = np.cumsum([turn.prefill + turn.decode for turn in turns])
+    return [(float(spent), float(turn.cache_bytes)) for spent, turn in zip(flops, turns, strict=True)]
 
 
 def _body(run: Run) -> int:
@@ -100,14 +111,48 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return made
 
 
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    of = {(row["arm"], row["budget"], row["turns"]): row for row in rows}
+    heads = (
+        "arm",
+        "training FLOPs",
+        "N",
+        "loss",
+        "FLOPs of 1 turn",
+        f"of {TURNS} turns",
+        f"bytes of caches after {TURNS}",
+    )
+    lines = [
+        (arm, f"{budget:.3g}", f"{row['N']:,.0f}", f"{row['loss']:.4f}", f"{of[arm, budget, 1]['flops']:.3g}",
+         f"{row['flops']:.3g}", f"{row['cache_bytes']:,.0f}")
+        for (arm, budget, turns), row in of.items() if turns == TURNS
+    ]  # fmt: skip
+    return "\n".join([
+        f"# {NAME}: what a conversation costs",
+        "",
+        f"Each arm's iso-FLOP minimum at each budget ([{NAME}.md]({NAME}.md) has its uncertainty), and what it costs to serve "
+        f"there: conversations of {USER} tokens of user and {REPLY} of reply a turn, greedy decoding from caches, one row, exact "
+        "FLOPs. A bidirectional input is read again whenever it grows, a causal one is extended.",
+        "",
+        *table(heads, lines),
+        "",
+        f"Every turn: [{SERVING}.csv]({SERVING}.csv).",
+        "",
+        f"![Loss against the FLOPs of a conversation]({SERVING}.png)",
+        "",
+    ])  # fmt: skip
+
+
 def main(directory: Path, out: Path) -> None:
+    """Writes multi_turn-serving.md, .csv and .png."""
     rows = served(directory)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "multi_turn.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / f"{SERVING}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    save(figure(rows), out / "multi_turn.png")
+    save(figure(rows), out / f"{SERVING}.png")
+    (out / f"{SERVING}.md").write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from analysis.markdown import table
 from analysis.plots import COLOURS, MARKERS, save, style
 from analysis.report import VERDICT
 from lab import plan_file
@@ -75,7 +76,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
 
 
 def main(directories: list[Path], out: Path) -> None:
-    """Differences of all shares to decoder_only, by budget, into target_share.csv and target_share.png."""
+    """Differences of all shares to decoder_only, by budget, into target_share.md, .csv and .png."""
     rows: list[dict[str, Any]] = []
     for directory in directories:
         what = plan_file.read(directory)["study"]["name"].removeprefix("target_share-")
@@ -92,6 +93,36 @@ def main(directories: list[Path], out: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     save(figure(rows), out / "target_share.png")
+    (out / "target_share.md").write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    def said(row: Mapping[str, Any] | None) -> str:
+        if row is None or row["value"] is None:
+            return "not known"
+        return f"{row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), p {row['p_holm']:.2g}"
+
+    of = {(row["panel"], row["arm"], row["budget"]): row for row in rows}
+    panels, arms, budgets = (sorted({key[i] for key in of}, key=[key[i] for key in of].index) for i in range(3))
+    budgets.sort()
+    lines = [
+        (f"[{panel}](target_share-{panel}.md)", arm, *(said(of.get((panel, arm, budget))) for budget in budgets))
+        for panel in panels for arm in arms
+    ]  # fmt: skip
+    return "\n".join([
+        "# target_share: long inputs and short targets against the reverse",
+        "",
+        f"Each structure's loss less {ARMS[0]}'s, nats a target, with its 95% interval, and p after Holm's correction within its "
+        "page. Shares are of a text's tokens that are targets; losses of different shares are of different things, and are not "
+        "compared. docstring and body are pairs cut from Python source.",
+        "",
+        *table(("share of targets, or pairs", "arm", *(f"{budget:.3g} FLOPs" for budget in budgets)), lines),
+        "",
+        "As a table: [target_share.csv](target_share.csv).",
+        "",
+        "![Differences by share](target_share.png)",
+        "",
+    ])  # fmt: skip
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

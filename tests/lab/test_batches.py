@@ -60,6 +60,18 @@ def test_hosts_and_order_change_nothing(name, seed, step, hosts):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_read_ahead_is_what_each_step_would_read(name, monkeypatch):
+    monkeypatch.setattr("lab.batches.AHEAD", 20 * 12)  # two steps and a half
+    one = batches(name)
+    for step in (*range(9), 3, 4, 11, 10, 0):
+        form, batch = one.step(step)
+        alone, same = batches(name).step(step)
+        assert form == alone
+        for a, b in zip(batch, same, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_seeds_differ_and_share_the_held_out_examples(name):
     one, other = batches(name, 0), batches(name, 1)
     assert any(not np.array_equal(one.step(k)[1].labels, other.step(k)[1].labels) for k in range(3))

@@ -169,7 +169,10 @@ def test_a_study_with_steps_on_other_text_and_of_another_preset_is_found_again(t
     assert again == study and again.budgets == (1e8, 2e8) and again.name.endswith("-some_text")
     assert propose.study_of(directory, str(path)) == study
     table, left_out = propose.cells(study)
-    assert all("can not be matched within" in reason for reason in left_out) and set(table["arm"]) == {"prefix_lm", "decoder_only"}
+    assert all("can not be matched within" in reason for reason in left_out) and set(table["arm"]) == {
+        "prefix_lm",
+        "decoder_only",
+    }
 
 
 def test_mistakes_say_the_way_out(mine):
