@@ -112,8 +112,10 @@ def headline(answer: Answer) -> Figure:
 def _differences(axes: Axes, answer: Answer) -> None:
     budgets = np.array(answer.budgets)
     axes.axhline(0.0, **_line(answer, answer.baseline))
-    spacing = np.log(budgets).max() - np.log(budgets).min() if len(budgets) > 1 else 1.0
-    step = 0.035 * spacing
+    logs = np.log(np.sort(budgets))
+    # Beside each other about their budget, and never as far as the next one's.
+    steps = max(len(answer.others) - 1, 1)
+    step = min(0.035 * np.ptp(logs), 0.7 * np.diff(logs).min() / steps) if len(budgets) > 1 else 0.035
     in_range = (answer.compute >= budgets.min()) & (answer.compute <= budgets.max())
     for index, arm in enumerate(answer.others):
         if arm in answer.gaps and in_range.sum() > 1:
@@ -122,7 +124,7 @@ def _differences(axes: Axes, answer: Answer) -> None:
             axes.fill_between(answer.compute[in_range], low, high, color=colour, alpha=0.14, linewidth=0)
             axes.plot(answer.compute[in_range], middle, color=colour, linewidth=1.0, linestyle="--")
         points = [v for (name, _), v in answer.differences.items() if name == arm and isinstance(v, Difference)]
-        shift = np.exp(step * (index - (len(answer.others) - 1) / 2))
+        shift = np.exp(step * (index - (len(answer.others) - 1) / 2))  # of the middle one none
         for point in points:
             look = _look(answer, arm)
             # An empty marker is not a comparison of minima.
@@ -135,7 +137,7 @@ def _differences(axes: Axes, answer: Answer) -> None:
                 markerfacecolor=face,
                 **look,
             )
-    _compute_axis(axes, answer)
+    _compute_axis(axes, answer, around=step * steps / 2)
     axes.set_ylabel(f"loss minus {answer.baseline} (nats; below 0 is better)")
     axes.set_title("Difference at equal FLOPs, 95% intervals", loc="left")
     axes.margins(y=0.16)
@@ -323,7 +325,8 @@ def _t(answer: Answer) -> float:
     return float(stats.t.ppf(0.975, answer.noise.dof)) if isinstance(answer.noise, Noise) else 0.0
 
 
-def _compute_axis(axes: Axes, answer: Answer) -> None:
+def _compute_axis(axes: Axes, answer: Answer, *, around: float = 0.0) -> None:
+    """around: how far from its budget, in log, something is drawn."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(answer.budgets)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -331,6 +334,7 @@ def _compute_axis(axes: Axes, answer: Answer) -> None:
     axes.set_xlabel("training FLOPs")
     first, last = min(answer.budgets), max(answer.budgets)
     pad = (last / first) ** 0.09 if last > first else 1.5
+    pad = max(pad, (last / first) ** 0.03 * np.exp(around))
     axes.set_xlim(first / pad, last * pad)
 
 

@@ -16,7 +16,6 @@ from lab.ledger import method_of
 from lab.objectives import Batch, build
 from lab.spec import Data, Objective, Run
 
-
 AHEAD = (
     2**16
 )  # tokens that are read and built together: arrays of a step or two are so small that calls would be what they cost

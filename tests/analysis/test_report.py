@@ -4,12 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import ErrorbarContainer
 
 import analysis
 import synthetic
+from analysis import plots
 from analysis.answer import analyse
 from analysis.fit import Fit
 from analysis.refusal import Refused
@@ -120,3 +124,18 @@ def test_a_law_that_contradicts_what_was_measured_is_flagged(tmp_path):
     answer = analyse(tmp_path)
     assert any("The shared law contradicts the measured difference of prefix_lm" in c for c in answer.caveats)
     assert answer.verdicts[0].kind == "A better"
+
+
+def test_differences_of_many_arms_are_drawn_beside_their_budgets(tmp_path):
+    """None is cut off, none is nearer to another budget's."""
+    many = {f"arm_{i}": replace(synthetic.FOUR_ARMS["prefix_lm"], A=25 + i) for i in range(12)}
+    synthetic.write(tmp_path, synthetic.Study(arms=many, baseline="arm_0"))
+    answer = analyse(tmp_path)
+    right = plots.headline(answer).axes[1]
+    low, high = right.get_xlim()
+    drawn = np.array(
+        [float(box.lines[0].get_xdata()[0]) for box in right.containers if isinstance(box, ErrorbarContainer)]
+    )
+    assert len(drawn) == 11 * len(answer.budgets) and low < drawn.min() and drawn.max() < high
+    nearest = np.abs(np.log(drawn[:, None] / np.array(answer.budgets))).argmin(1)
+    assert np.bincount(nearest).tolist() == [11] * len(answer.budgets)
