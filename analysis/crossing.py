@@ -38,7 +38,6 @@ Path = Callable[
 
 COLUMNS = {"N": SIZE, "D": "tokens_seen"}  # what the law's letters are in a frame
 _SIZES = 48
-_REACH = 10.0  # how far beyond the measured budgets a crossing is looked for, as a factor
 _GRID = 241
 _SAME = 0.02  # budgets that differ by less are one
 
@@ -119,12 +118,6 @@ def measured_draws(
     C = np.unique(np.concatenate([np.geomspace(budgets[0], budgets[-1], _GRID), budgets]))
     log_C = np.clip(np.log(C), np.log(budgets[0]), np.log(budgets[-1]))
     return C, np.asarray(interpolate.pchip_interpolate(np.log(budgets), at_budgets, log_C, axis=1))
-
-
-def search_grid(budgets: Sequence[float]) -> np.ndarray:
-    """Compute at which curves are compared: every budget, and ten times beyond either end."""
-    around = np.geomspace(min(budgets) / _REACH, max(budgets) * _REACH, _GRID)
-    return np.unique(np.concatenate([around, np.asarray(budgets, float)]))
 
 
 def crossing(

@@ -11,14 +11,13 @@ and the source of the second.
 Letters: C FLOPs, b draws, g points of the grid of C.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from analysis.curves import BELOW, Curves
-from analysis.refusal import Refusal, Refused
+from analysis.refusal import Refused
 
 RESOLVED = 0.95
 
@@ -209,25 +208,6 @@ def forecasts(given: Curves, **settings: Any) -> dict[tuple[str, str], Forecast 
     arms = given.arms
     pairs = [(more, less) for index, more in enumerate(arms) for less in arms[index + 1 :]]
     return {(more, less): forecast(given, more=more, less=less, **settings) for more, less in pairs}
-
-
-def share_best(
-    given: Curves, *, dollars: float, years: Sequence[float], price: Price | None = None
-) -> dict[str, np.ndarray]:
-    """Share of draws in which each arm is the best of all in each year; NaN for years whose C is beyond the curves."""
-    C = np.asarray((price or Price.of_accelerator()).flops(dollars, np.asarray(years, float)))
-    inside = (given.C[0] <= C) & (given.C[-1] >= C)
-    if not inside.any():
-        raise Refusal(
-            f"${dollars:,.4g} buy {C.min():.2g} to {C.max():.2g} FLOPs in these years, all beyond the curves, "
-            f"{given.C[0]:.2g} to {given.C[-1]:.2g}; raise reach= if you trust them that far"
-        )
-    best = np.stack([given.at(C[inside], arm) for arm in given.arms]).argmin(axis=0)
-    shares = {}
-    for index, arm in enumerate(given.arms):
-        shares[arm] = np.full(len(C), np.nan)
-        shares[arm][inside] = (best == index).mean(axis=0)
-    return shares
 
 
 def last_overtaking(C: np.ndarray, difference_bg: np.ndarray) -> np.ndarray:

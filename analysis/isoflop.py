@@ -262,12 +262,6 @@ def isoflop_minima(
     }
 
 
-def noise_by_level(sd: Mapping[float, float]) -> Callable[[np.ndarray], np.ndarray]:
-    """A run's noise as a function of its loss (nats), log-log between the given {loss: sd} and level beyond them."""
-    at, value = (np.log(np.asarray(side, float)) for side in zip(*sorted(sd.items()), strict=True))
-    return lambda loss: np.exp(np.interp(np.log(loss), at, value))
-
-
 def budgets(C_n: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
     """The index of each row's budget: rising in C, none wider than a factor of 1 + tolerance."""
     labels, label, first = np.zeros(len(C_n), int), -1, 0.0

@@ -31,7 +31,6 @@ from analysis.newton import LANES
 from analysis.refusal import Refusal, Refused, attempt
 from analysis.resample import codes, refuse_repeated
 
-LEVELS = ("identical", "shared exponents", "shared E", "separate")
 NULL_DRAWS = 399
 _FEW, _MINIMUM_CLUSTERS = 12, 4
 _LEAST = 0.05  # of a residual that the fit leaves to a cluster; what it takes up whole can not be told

@@ -135,8 +135,3 @@ def canonical(structure: Structure, *, L: int, S: int, loss: str) -> Structure:
         return structure
     unreached = L == 1 and structure.memory == "same" and loss == "targets"
     return replace(structure, inputs="causal") if S == 1 or unreached else structure
-
-
-def differences(more: Structure, less: Structure) -> tuple[str, ...]:
-    """The dials on which two structures differ."""
-    return tuple(dial for dial in ("cross", "stacks", "memory", "inputs") if getattr(more, dial) != getattr(less, dial))

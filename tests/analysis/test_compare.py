@@ -7,7 +7,7 @@ from scipy import stats
 
 from analysis import compare, noise
 from analysis.compare import Difference
-from analysis.crossing import COLUMNS, crossing, frontier, measured_draws, search_grid
+from analysis.crossing import COLUMNS, crossing, frontier, measured_draws
 from analysis.fit import fit_law
 from analysis.isoflop import Minimum, minima
 from analysis.noise import Noise
@@ -192,10 +192,15 @@ def test_a_planted_crossing_is_found_in_range():
     assert found.better[1e9] == 0.0 and found.better[1e12] == 1.0
 
 
+def around(budgets):
+    """Every budget, and compute from a tenth of the least to ten times the largest."""
+    return np.unique(np.concatenate([np.geomspace(min(budgets) / 10, max(budgets) * 10, 161), budgets]))
+
+
 def test_a_planted_crossing_is_found_from_fits():
     budgets = tuple(np.geomspace(1e8, 1e14, 5))
     frame = table(crossing_arms(1e11), budgets=budgets, sd=0.002)
-    C, curves = search_grid(budgets), {}
+    C, curves = around(budgets), {}
     for seed, (arm, rows) in enumerate(frame.groupby("arm")):
         fit = fit_law("chinchilla", rows, columns=COLUMNS)
         draws = parametric_bootstrap(fit, sd=0.002, clusters=rows["run_id"], draws=100, seed=seed)
@@ -220,7 +225,7 @@ def test_frontier_is_the_least_loss():
 
 
 def test_crossings_that_are_open_or_beyond_say_so():
-    C = search_grid([1e10, 1e12])
+    C = around([1e10, 1e12])
     x = np.log(C / 1e12)[None, :]
     beyond = crossing(
         C, x - np.log(3) + np.linspace(-0.1, 0.1, 50)[:, None], arm="a", baseline="b", budgets=[1e10, 1e12]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.isoflop import IsoFlop, Minimum, budgets, isoflop_minima, minimum, noise_by_level
+from analysis.isoflop import IsoFlop, Minimum, budgets, isoflop_minima, minimum
 from analysis.refusal import Refused
 
 METHODS = ("akima", "parabola")
@@ -136,8 +136,6 @@ def test_noise_is_estimated_from_runs_of_equal_size_then_from_scatter():
 
 
 def test_noise_may_depend_on_the_loss():
-    sd = noise_by_level({3.0: 0.002, 6.0: 0.05})
-    np.testing.assert_allclose(sd(np.array([2.0, 3.0, 3 * np.sqrt(2), 9.0])), [0.002, 0.002, 0.01, 0.05])
     found = only(isoflop_minima(table(), noise=lambda loss: 0.0 * loss + 0.002))
     assert found.noise == pytest.approx(0.002) and found.noise_source == "given"
 
