@@ -346,23 +346,24 @@ class Store:
         self.index.refresh()
         begun = self.files.names("runs")
         looked_at = (run_id for run_id in begun if run_id in self.runs and run_id not in self.index)
-        return sum(self._spent(run_id) for run_id in list(looked_at)) + sum(one.exact for one in self.index)
+        spent = sum(self._spent(run_id) for run_id in list(looked_at))
+        return spent + sum(one.exact for one in self.index if one.run_id in self.runs)
 
     def _spent(self, run_id: str) -> int:
-        """By a run that is not in the index; 0 of one that has ended, which then is."""
+        """By a run that is not in the index; 0 of one that then is."""
         try:
             history = self.history(run_id)
             last = history.last()
             if last is not None and last.kind == "ended":
-                self._complete(run_id, last, reading=True)
-                return 0
+                ended = self._complete(run_id, last, reading=True)
+                return 0 if run_id in self.index else ended.exact
             return self._spent_in_vain(run_id, history, last)
         except (ValueError, FileNotFoundError):  # damaged, or being deleted: nobody knows
             return 0
 
     def _spent_in_vain(self, run_id: str, history: History, last: Event | None) -> int:
-        """Exact FLOPs of the attempts at a run, but for the one whose result counts: each has spent what lies between the step
-        that it began from and the one that it wrote of last."""
+        """Exact FLOPs of the attempts at a run, beside those that its result, where one counts, says: each has spent what lies
+        between the step that it began from and the one that it wrote of last. A result is of the run's every step."""
         counts = (
             last.content["attempt"] if last is not None and last.content.get("status") in ("done", "diverged") else None
         )
@@ -371,11 +372,16 @@ class Store:
             return 0
         for number in history.numbers():
             event = history.read(number)
-            if event.kind == "attempt" and event.directory != counts:
-                with contextlib.suppress(ValueError):  # metrics of another version
-                    line = last_metrics(self.files, f"{self._directory(run_id)}/{event.directory}/{records.METRICS}")
-                    share += max(0.0, line.get("share", 0.0) - event.content.get("from_step", 0) / planned["steps"])
-        return round(share * planned["exact"])
+            if event.kind != "attempt":
+                continue
+            began = event.content.get("from_step", 0) / planned["steps"]
+            if event.directory == counts:
+                share -= began
+                continue
+            with contextlib.suppress(ValueError):  # metrics of another version
+                line = last_metrics(self.files, f"{self._directory(run_id)}/{event.directory}/{records.METRICS}")
+                share += max(0.0, line.get("share", 0.0) - began)
+        return round(max(0.0, share) * planned["exact"])
 
     def left(self) -> list[str]:
         """Runs that have not ended, in the plan's order."""

@@ -278,8 +278,13 @@ def train(
         )
     if failed or any(s.state == "damaged" for s in statuses):
         sys.exit(1)
-    if any(s.state in ("waiting", "running") for s in statuses):
-        console.print("the study's budget is spent; the same command with a larger one goes on")
+    if left := sum(s.state in ("waiting", "running") for s in statuses):
+        spent = settings.most_flops is not None or settings.until is not None
+        console.print(
+            "the study's budget is spent; the same command with a larger one goes on"
+            if spent
+            else f"{left} runs are left; the same command goes on with them"
+        )
 
 
 def end_of(hours: float | None, until: str | None) -> float | None:

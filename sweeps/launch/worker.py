@@ -96,10 +96,16 @@ def work(
             time.sleep(poll_seconds)
             continue
         with contextlib.ExitStack() as held:
+            taken: list[Claim] = []
             begun: list[tuple[Claim, Run]] = []
 
-            def take(claim: Claim, held: contextlib.ExitStack = held, begun: list[Any] = begun) -> None:
-                held.enter_context(claim)
+            def take(
+                claim: Claim,
+                held: contextlib.ExitStack = held,
+                taken: list[Claim] = taken,
+                begun: list[tuple[Claim, Run]] = begun,
+            ) -> None:
+                taken.append(held.enter_context(claim))
                 with _failing(store, claim):
                     begun.append((claim, store.begin(claim)))
 
@@ -114,7 +120,7 @@ def work(
             for one in begun:
                 _train_alone(store, train, *one)
             held.close()
-            for one in (claim, *(c for c, _ in begun)):
+            for one in taken:
                 if not store.ended(one.run_id):
                     queue.back(one)
 

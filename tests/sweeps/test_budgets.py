@@ -9,7 +9,7 @@ import pytest
 
 import sweeps
 from lab import records
-from small_studies import result_of
+from small_studies import publish, result_of
 from sweeps import Settings, Study, arm, corpus
 from sweeps.cli.main import main
 from sweeps.cli.studies import end_of
@@ -85,6 +85,37 @@ def test_flops_count_alike_whoever_asks_and_when(store):
     assert Store(store.root).spent() == pytest.approx(spent) and list((store.root / "ended").iterdir())
 
 
+def test_steps_that_a_result_was_resumed_from_count_once(store):
+    """A result is of the whole run: of the attempt before it only what was trained again counts beside it."""
+    fourth, whole, before = list(store.runs)[3], exact(store), store.spent()
+    steps = store.runs[fourth]["planned"]["steps"]
+    with store.claim(fourth) as claim:  # to the half, with a checkpoint at step 1
+        written(claim, 0.5)
+        records.write_json(claim.run_dir / "checksums" / "1.json", {"schema": 1})
+    with store.claim(fourth) as claim:
+        assert claim.event.content["from_step"] == 1
+        result = {**result_of(store.begin(claim)), "outcome": {"spent": {"exact": whole}}}
+        records.write_json(claim.run_dir / records.RESULT, result)
+        assert store.publish(claim)
+    assert store.spent() == pytest.approx(before + (1.5 - 1 / steps) * whole)
+    shutil.rmtree(store.directory(fourth) / store.history(fourth).read(1).directory)
+    shutil.rmtree(store.root / "ended")  # and nothing is taken off for an attempt of which nobody knows what it spent
+    assert Store(store.root).spent() == pytest.approx(before + whole)
+
+
+def test_runs_that_were_begun_anew_count_and_those_of_an_earlier_plan_do_not(store):
+    """A run whose directory was deleted, which is the way out of damage, has two histories in the index."""
+    (_, _, _, fourth), before = store.runs, store.spent()
+    for _ in range(2):
+        shutil.rmtree(store.directory(fourth), ignore_errors=True)
+        assert publish(store, store.claim(fourth))
+    assert store.spent() == Store(store.root).spent() == before + 100
+    plan = json.loads((store.root / records.PLAN).read_text())
+    plan["runs"] = [row for row in plan["runs"] if row["run_id"] != fourth]
+    store.write_plan(plan, replace=True)
+    assert store.spent() == Store(store.root).spent() == before
+
+
 def test_a_worker_counts_what_fails_while_it_works(store):
     """Of two runs that wait, the first fails at its end, which is beyond the budget: the second is not begun."""
     store.retry()
@@ -107,6 +138,14 @@ def test_the_command_begins_nothing_beyond_either(store, capsys):
         assert Store(store.root).left() == list(store.runs)[3:] and "1 waiting" in " ".join(
             capsys.readouterr().err.split()
         )
+
+
+def test_what_is_left_is_laid_to_a_budget_only_where_there_is_one(store, capsys, monkeypatch):
+    store.retry()
+    monkeypatch.setattr("sweeps.execute.run", lambda *_, **__: None)
+    for words, said in (((), "2 runs are left; the same command"), (("--flops", "1e30"), "the study's budget is spent")):
+        main(["run", str(store.root), "--workers", "1", *words])
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_moment_is_one_however_it_is_written():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import records
-from lab.preemption import Preempted, stop_flag
+from lab.preemption import Preempted, Superseded, stop_flag
 from small_studies import SPAWN, finish, publish, rows
 from sweeps import claim as claim_module
 from sweeps.launch.worker import MachineTrouble, work
@@ -311,6 +311,36 @@ def test_a_pack_that_raises_is_tried_one_by_one(store):
     work(store, train, lambda run: "one", pack_size=lambda run: 4)
     assert [s.state for s in store.status()] == ["done", "done", "failed", "done"]
     assert "this one" in store.failure(bad)["error"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deleted before it began"])
+def test_a_pack_that_loses_one_run_goes_on_with_the_others(store, monkeypatch, how):
+    """They wait again, and this very worker takes them once more."""
+    lost, packs = list(store.runs)[2], []
+    real, deleted = store.begin, []
+
+    def begin(claim):
+        if how != "cancelled" and claim.run_id == lost and not deleted:
+            deleted.append(lost)
+            shutil.rmtree(store.directory(lost))
+            raise FileNotFoundError(lost)
+        return real(claim)
+
+    def train(runs, claims, superseded):
+        packs.append(len(runs))
+        if how == "cancelled" and len(runs) == 4:
+            store.cancel([lost])
+            claims[2].lost.wait(20)
+            assert superseded()
+            raise Superseded
+        finish(runs, claims, superseded)
+
+    monkeypatch.setattr(store, "begin", begin)
+    store.lease = 0.6
+    work(store, train, lambda run: "one", pack_size=lambda run: 4)
+    states = [s.state for s in store.status()]
+    assert states == (["done"] * 2 + ["cancelled"] + ["done"] if how == "cancelled" else ["done"] * 4)
+    assert packs == [4, 1, 1, 1] if how == "cancelled" else [3, 1]
 
 
 def test_a_signal_between_runs_is_not_lost(store):
