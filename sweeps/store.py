@@ -291,20 +291,19 @@ class Store:
         named = None if run_ids is None else list(run_ids)
         self._check_planned(named or ())
         again = 0
+        wanted = ("failed",) if named is None else ("failed", "cancelled")
         for status in self.status():
-            if (
-                status.state == "failed"
-                if named is None
-                else status.run_id in named and status.state in ("failed", "cancelled")
-            ):
-                history = self.history(status.run_id)
-                event = history.append(history.last(), "retry")
-                if event is not None:
-                    self.files.remove(f"{self._directory(status.run_id)}/{FAILED}")
-                    self.index.add(
-                        Ended(run_id=status.run_id, began=history.began(), event=event.number, state="waiting")
-                    )
-                    again += 1
+            if status.state not in wanted or (named is not None and status.run_id not in named):
+                continue
+            history = self.history(status.run_id)
+            last = history.last()
+            if last is None or last.content.get("status", last.kind) not in wanted:
+                continue  # somebody else has let it be tried again since, and it may have been begun
+            event = history.append(last, "retry")
+            if event is not None:
+                self.files.remove(f"{self._directory(status.run_id)}/{FAILED}")
+                self.index.add(Ended(run_id=status.run_id, began=history.began(), event=event.number, state="waiting"))
+                again += 1
         return again
 
     def cancel(self, run_ids: Iterable[str]) -> int:
@@ -324,6 +323,7 @@ class Store:
                             event=event.number,
                             state="cancelled",
                             exact=self._spent_in_vain(run_id, history, event),
+                            attempts=self._attempts(history),
                         )
                     )
                     cancelled += 1

@@ -205,6 +205,30 @@ def test_cancelled_runs_are_not_trained(store):
         store.cancel(["a"])
 
 
+def test_what_was_tried_again_meanwhile_is_not_retried(store, monkeypatch):
+    """By who looked before: an attempt that another began since goes on."""
+    failed, *_ = store.runs
+    store.fail(store.claim(failed), "no luck")
+    late = Store(store.root)
+    seen = late.status()
+    assert store.retry() == 1
+    monkeypatch.setattr(late, "status", lambda: seen)
+    assert late.retry() == late.retry([failed]) == 0
+    claim = store.claim(failed)
+    assert late.retry() == late.retry([failed]) == 0 and claim.renew() and publish(store, claim)
+    assert late.retry([failed]) == 0 and Store(store.root).status()[0].state == "done"
+
+
+def test_attempts_of_a_cancelled_run_are_counted_by_the_index_too(store):
+    run_id = next(iter(store.runs))
+    for _ in range(3):
+        store.claim(run_id).release()
+    store.cancel([run_id])
+    assert store.status()[0].attempts == Store(store.root).status()[0].attempts == 3
+    shutil.rmtree(store.root / "ended")
+    assert Store(store.root).status()[0].attempts == 3
+
+
 def test_a_process_id_that_is_anothers_by_now_is_a_dead_owner(store):
     me = Owner.here()
     if me.started is None:
