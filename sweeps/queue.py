@@ -47,7 +47,7 @@ class Queue:
             if not self._window:
                 break
             row = min(self._window.values(), key=preference)  # the first of equals
-            if (claim := self._claim(row)) is not None:
+            if (claim := self._of_window(row)) is not None:
                 return claim
         self.store.index.refresh()
         for row in sorted(self._held.values(), key=lambda row: (*self._suspicion(row), preference(row))):
@@ -58,12 +58,18 @@ class Queue:
     def _look_at(self, run_id: str) -> None:
         row = self.store.runs[run_id]
         self.program[run_id] = program_of(row)
+        if not (run_id in self._begun and self._is_suspect(row)):
+            self._window[run_id] = row
+
+    def _is_suspect(self, row: Row) -> bool:
+        """Whether a worker may have died of it, or has it; it is then held back."""
+        run_id = row["run_id"]
         with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, which is said when it is claimed
             history = self.store.history(run_id)
-            if run_id in self._begun and (deaths := history.deaths(history.last())[0]):
+            if deaths := history.deaths(history.last())[0]:
                 self._held[run_id], self._deaths[run_id] = row, deaths
-                return
-        self._window[run_id] = row
+                return True
+        return False
 
     def _suspicion(self, row: Row) -> tuple[bool, int]:
         """What nobody died of comes first; of the others the worst, so that it is done with before the next is tried."""
@@ -73,7 +79,7 @@ class Queue:
     def like(self, row: Row, most: int) -> Iterator[Claim]:
         """Claims up to `most` more runs of the window that share a program with `row`."""
         for other in self._like(row)[:most]:
-            if (claim := self._claim(other)) is not None:
+            if (claim := self._of_window(other)) is not None:
                 yield claim
 
     def share(self, row: Row, workers: int) -> int:
@@ -90,9 +96,13 @@ class Queue:
         """It was released without an end."""
         self._held[claim.run_id] = claim.row
 
+    def _of_window(self, row: Row) -> Claim | None:
+        """Claims it, unless another worker took it since it was looked at, and may have died of it."""
+        del self._window[row["run_id"]]
+        return None if self._is_suspect(row) else self._claim(row)
+
     def _claim(self, row: Row) -> Claim | None:
         run_id = row["run_id"]
-        self._window.pop(run_id, None)
         self._held.pop(run_id, None)
         try:
             claim = self.store.claim(run_id)

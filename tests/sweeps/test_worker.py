@@ -12,7 +12,7 @@ import pytest
 
 from lab import records
 from lab.preemption import Preempted, Superseded, stop_flag
-from small_studies import SPAWN, finish, publish, rows
+from small_studies import SPAWN, finish, gone, publish, rows
 from sweeps import claim as claim_module
 from sweeps.launch.worker import MachineTrouble, work
 from sweeps.queue import Queue
@@ -295,6 +295,23 @@ def test_a_worker_takes_a_whole_program_where_there_is_one_for_each(tmp_path):
         claim = queue.next(lambda row: 0)
         assert claim is not None and queue.share(claim.row, workers) == taken
         claim.release()
+
+
+def test_what_another_worker_died_of_meanwhile_is_taken_alone_and_last(store):
+    """Also where it was in this worker's window before that."""
+    _, killer, *_ = store.runs
+    packs = []
+
+    def train(runs, claims, superseded):
+        if not packs:
+            assert store.claim(killer, gone()) is not None
+        packs.append([run.run_id for run in runs])
+        finish(runs, claims, superseded)
+
+    work(store, train, lambda run: "one", pack_size=lambda run: min(2, len(packs) + 1))
+    first, second, third, fourth = store.runs
+    assert packs == [[first], [third, fourth], [second]]
+    assert [s.state for s in store.status()] == ["done"] * 4
 
 
 def test_a_pack_that_raises_is_tried_one_by_one(store):
