@@ -141,7 +141,28 @@ class Claim:
             thread.join(self._lease)  # no longer: a file system that hangs may hold it
         if not self._over:
             self.send()
+            if self._mirror is not None and not self.lost.is_set():
+                self._mirror.drop(self._name)  # before another has the run, who may look for it on this machine
             self.follow("released")
+
+    def _put_away(self) -> None:
+        """Of a run that ended, or an attempt that is lost: what lies on this machine is removed, once it lies in the store. What
+        can not be sent stays, and so does what an attempt after this one may go on from here (Mirror.down, Mirror.tidy)."""
+        self._mirroring.close()
+        if self._mirror is None or not (self._ended or self.lost.is_set()):
+            return
+        if self._ended:
+            self._mirror.drop(self._run)
+            return
+        try:
+            last = self.history.last() if self._is_there() else None
+            if last is not None and last.kind == "attempt" and last.number > self.attempt:
+                return
+            if last is not None and last.kind != "ended":
+                self._mirror.up(self._name)
+            self._mirror.drop(self._name)
+        except Exception as error:  # each store has its own
+            log.warning("%s: what this attempt wrote stays in %s: %s", self.run_id, self.run_dir, error)
 
     def _beat_until_released(self) -> None:
         said = False
@@ -191,13 +212,12 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         try:
             self.release()
+            self._put_away()
         except OSError as error:
             # It beats no more, and so is given up after a lease.
             log.warning("%s: the claim could not be released: %s", self.run_id, error)
         finally:
             self._mirroring.close()
-            if self._mirror is not None:
-                self._mirror.drop(self._run if self._ended else self._name)
 
 
 def _aside(what: Callable[[], None]) -> threading.Thread:

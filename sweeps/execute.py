@@ -82,6 +82,8 @@ def prepared(
     if changed := changes(store, plan):
         (on_change or _warn)(changed)
     store.write_plan(plan.to_json(), replace=replace_plan)
+    if store.mirror:
+        store.mirror.tidy()
     if store.left():
         for data in {row.run.data for row in plan.runs}:
             load(data)  # refused here, once, rather than by every worker

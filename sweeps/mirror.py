@@ -8,14 +8,16 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from lab import records
 from lab.cache import cache_directory
 from sweeps.files import Objects, check_path
+from sweeps.history import History
 
 UP_SECONDS = 10.0
-HELD = 2  # earlier attempts with a checkpoint that come down: should the newest be damaged, there is another
+HELD = 2  # earlier attempts with a checkpoint to go on from: should the newest be damaged, there is another
 CHECKPOINTS, CHECKSUMS = "checkpoints", "checksums"  # as lab.checkpoint, which loads jax
 log = logging.getLogger(__name__)
 
@@ -71,42 +73,62 @@ class Mirror:
             thread.join()
 
     def down(self, names: list[str]) -> list[Path]:
-        """The newest of these attempts' directories (given newest first) that have a checkpoint, as they lie here now. Raises
+        """Those of these attempts' directories (given newest first) that a run goes on from, as they lie here now: the newest
+        that have a checkpoint there, and those that got furthest here, perhaps never sent. The others are removed here. Raises
         ValueError where a key there would be a file outside of them here."""
-        found: list[Path] = []
-        for name in names:
-            if len(found) == HELD:
-                break
-            if not self.files.names(f"{name}/{CHECKSUMS}"):
-                continue
-            target = self.local / name
-            if not target.exists():
-                partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-                there = self.files.sizes(name)
-                for one in there:
-                    check_path(one)
-                for one in there:
-                    path = partial / one.removeprefix(f"{name}/")
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with contextlib.suppress(FileNotFoundError):  # a checkpoint that is pruned there just now
-                        self.files.fetch(one, path)
-                partial.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(OSError):  # another worker of this machine was faster
-                    partial.rename(target)
-                shutil.rmtree(partial, ignore_errors=True)
-            found.append(target)
-        return found
+        newest = list(islice((name for name in names if self.files.names(f"{name}/{CHECKSUMS}")), HELD))
+        here = [name for name in names if self.reached(name)]
+        kept = {*newest, *sorted(here, key=self.reached, reverse=True)[:HELD]}
+        for name in newest:
+            if not (self.local / name).exists():
+                self._bring_attempt(name)
+        for name in set(names) - kept:
+            self.drop(name)
+        return [self.local / name for name in names if name in kept]
+
+    def reached(self, name: str) -> int:
+        """Steps of the newest finished checkpoint in an attempt's directory here; 0 where there is none."""
+        steps = (path.stem for path in (self.local / name / CHECKSUMS).glob("*.json"))
+        return max((int(step) for step in steps if step.isdigit()), default=0)
+
+    def _bring_attempt(self, name: str) -> None:
+        target = self.local / name
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        there = self.files.sizes(name)
+        for one in there:
+            check_path(one)
+        for one in there:
+            path = partial / one.removeprefix(f"{name}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # a checkpoint that is pruned there just now
+                self.files.fetch(one, path)
+        partial.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # another worker of this machine was faster
+            partial.rename(target)
+        shutil.rmtree(partial, ignore_errors=True)
 
     def drop(self, name: str) -> None:
         """Removes a directory here, with all that it holds."""
         shutil.rmtree(self.local / name, ignore_errors=True)
         self._sent = {one: sent for one, sent in self._sent.items() if not one.startswith(f"{name}/")}
 
+    def tidy(self) -> None:
+        """Removes what lies here of runs that have ended, or were deleted, elsewhere: what could not be sent, and what was
+        brought here to go on from."""
+        for path in (self.local / "runs").glob("*"):
+            with contextlib.suppress(ValueError, FileNotFoundError):  # damaged: nobody knows
+                last = History(self.files, f"runs/{path.name}").last()
+                if last is None or last.kind == "ended":
+                    self.drop(f"runs/{path.name}")
+
     def records(self) -> Path:
         """A directory of this machine with the study's plan and the results of its runs, for those who read files."""
-        target = self.local / "records"
+        target, there = self.local / "records", set(self.files.names("runs"))
         self._bring(records.PLAN, target)
-        for run_id in self.files.names("runs"):
+        for path in (target / "runs").glob("*"):
+            if path.name not in there:  # deleted, to be trained again
+                shutil.rmtree(path, ignore_errors=True)
+        for run_id in there:
             for name in (records.RUN, records.RESULT, "failed.json"):
                 self._bring(f"runs/{run_id}/{name}", target)
         return target

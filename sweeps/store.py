@@ -182,11 +182,14 @@ class Store:
         return [f"{place}/{name}" for number, name in sorted(found, reverse=True) if number]
 
     def checkpointed(self, run_id: str) -> int:
-        """Steps of the run's newest finished checkpoint, whole or not; 0 where there is none."""
+        """Steps of the run's newest finished checkpoint, whole or not, sent or only here; 0 where there is none."""
         from lab.checkpoint import CHECKSUMS
 
-        names = (name for attempt in self._earlier(run_id) for name in self.files.names(f"{attempt}/{CHECKSUMS}"))
-        return max((int(step) for name in names if (step := name.removesuffix(".json")).isdigit()), default=0)
+        earlier = self._earlier(run_id)
+        names = (name for attempt in earlier for name in self.files.names(f"{attempt}/{CHECKSUMS}"))
+        there = (int(step) for name in names if (step := name.removesuffix(".json")).isdigit())
+        here = map(self.mirror.reached, earlier) if self.mirror else ()
+        return max((*there, *here), default=0)
 
     def begin(self, claim: Claim) -> spec.Run:
         """Writes the claimed run's run.json and returns the Run.

@@ -123,6 +123,8 @@ def work(
             for one in taken:
                 if not store.ended(one.run_id):
                     queue.back(one)
+    if store.mirror:
+        store.mirror.tidy()
 
 
 def _train_together(store: Store, train: Trainer, begun: list[tuple[Claim, Run]]) -> bool:

@@ -143,7 +143,10 @@ def test_the_command_begins_nothing_beyond_either(store, capsys):
 def test_what_is_left_is_laid_to_a_budget_only_where_there_is_one(store, capsys, monkeypatch):
     store.retry()
     monkeypatch.setattr("sweeps.execute.run", lambda *_, **__: None)
-    for words, said in (((), "2 runs are left; the same command"), (("--flops", "1e30"), "the study's budget is spent")):
+    for words, said in (
+        ((), "2 runs are left; the same command"),
+        (("--flops", "1e30"), "the study's budget is spent"),
+    ):
         main(["run", str(store.root), "--workers", "1", *words])
         assert said in " ".join(capsys.readouterr().err.split())
 

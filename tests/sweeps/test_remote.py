@@ -1,5 +1,6 @@
 """A study in an object store (fsspec's in memory): as one in a directory, with what a run needs brought to this machine."""
 
+import errno
 import shutil
 import threading
 import time
@@ -12,13 +13,15 @@ import sweeps
 from lab import records
 from lab.program import program_key
 from lab.train import train_together
+from small_studies import gone, publish
 from sweeps import Study, arm, corpus, signs
+from sweeps.cli.control import records_here
 from sweeps.cli.main import main
 from sweeps.files import files_at
 from sweeps.history import History
 from sweeps.ladder import ladder
 from sweeps.launch import local
-from sweeps.launch.worker import work
+from sweeps.launch.worker import MachineTrouble, work
 from sweeps.mirror import Mirror
 from sweeps.store import Store
 
@@ -107,6 +110,112 @@ def test_a_result_that_was_changed_in_the_store_is_damage(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["report", URL])
     assert "not what the run published" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_was_deleted_in_the_store_is_done_for_nobody_here():
+    store = Store(URL)
+    store.write_plan(plan())
+    first, second = store.runs
+    for run_id in (first, second):
+        assert publish(store, store.claim(run_id))
+    here = records_here(store)
+    assert [records.read_result(here / "runs" / run_id) is None for run_id in (first, second)] == [False, False]
+    store.files.remove_all(f"runs/{first}")
+    assert [records.read_result(records_here(store) / "runs" / run_id) is None for run_id in (first, second)] == [
+        True, False
+    ]  # fmt: skip
+
+
+def test_work_that_could_not_be_sent_is_gone_on_from_here(tmp_path, monkeypatch):
+    """Heartbeats go through, checkpoints do not: the next worker of this machine begins where that one ended."""
+    made = plan(seeds=1)
+    here = Store(tmp_path / "study")
+    here.write_plan(made)
+    work(here, trainer(), program_key)
+    store = Store(URL, lease=0.6)
+    store.write_plan(made)
+    (run_id,) = store.runs
+    send = store.files.send
+
+    def refused(path, name):
+        if "/checkpoints/" in name:
+            raise OSError(errno.ECONNRESET, "Connection reset by peer", name)
+        send(path, name)
+
+    monkeypatch.setattr(store.files, "send", refused)
+    with pytest.raises(MachineTrouble, match="Connection reset"):
+        work(store, trainer(), program_key)
+    assert store.history(run_id).last().kind == "attempt"
+    assert not store.files.names(f"runs/{run_id}/{store.history(run_id).last().directory}/checksums")
+    again = Store(URL, lease=0.6)
+    work(again, trainer(), program_key, poll_seconds=0.1)
+    steps = records.read_result(again.records() / "runs" / run_id)["outcome"]["steps"]
+    assert again.history(run_id).read(2).content["from_step"] == steps > 0  # it was only evaluated again
+    assert outcomes(again) == outcomes(here)
+    assert not list((again.local / "runs").glob("*"))
+
+
+def refused(*_):
+    raise RuntimeError("503")  # what a store raises is not always an OSError
+
+
+def saved(claim, step) -> str:
+    """A checkpoint of so many steps in the claim's directory on this machine; its checksums' name in the store."""
+    assert claim.renew()
+    for name, text in ((f"checkpoints/{step}/state", "x"), (f"checksums/{step}.json", "{}")):
+        (claim.run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (claim.run_dir / name).write_text(text)
+    return f"runs/{claim.run_id}/{claim.event.directory}/checksums/{step}.json"
+
+
+@pytest.mark.parametrize("sends", [True, False])
+def test_what_a_cancelled_attempt_saved_is_kept(sends, monkeypatch):
+    """In the store, and where that does not take it, here."""
+    store = Store(URL)
+    store.write_plan(plan())
+    run_id = next(iter(store.runs))
+    with store.claim(run_id) as claim:
+        name = saved(claim, 7)
+        store.cancel([run_id])
+        assert not claim.renew()
+        if not sends:
+            monkeypatch.setattr(store.files, "send", refused)
+    assert (store.files.exists(name), claim.run_dir.exists()) == (sends, not sends)
+    assert store.retry([run_id]) == 1
+    with Store(URL).claim(run_id) as later:
+        assert later.event.content["from_step"] == 7
+        assert [path.name for path in later.earlier] == [claim.run_dir.name]
+        assert (later.earlier[0] / "checkpoints" / "7" / "state").read_text() == "x"
+
+
+def test_an_attempt_that_was_superseded_leaves_what_the_next_one_reads_here():
+    """Until the run has ended, here or elsewhere."""
+    store = Store(URL)
+    store.write_plan(plan())
+    run_id = next(iter(store.runs))
+    with store.claim(run_id, gone()) as first:
+        saved(first, 7)
+        second = store.claim(run_id)
+        assert not first.renew()
+    assert second.earlier == [first.run_dir] and first.run_dir.exists()
+    store.mirror.tidy()
+    assert first.run_dir.exists()
+    assert publish(store, second)  # as from another machine: what lies here is left to those who work here
+    assert first.run_dir.exists()
+    work(Store(URL), trainer(), program_key)
+    assert not (store.local / "runs" / run_id).exists()
+
+
+def test_of_many_attempts_those_that_got_furthest_stay_here():
+    """So that a store which takes nothing for days does not fill this machine's disk."""
+    mirror = Mirror(files_at(URL))
+    names = [f"runs/one/attempts/{number:04d}-0123abcd" for number in range(5, 0, -1)]
+    for name, step in zip(names, (1, 4, 2, 9, 0), strict=True):
+        (mirror.local / name / "checksums").mkdir(parents=True)
+        if step:
+            (mirror.local / name / "checksums" / f"{step}.json").write_text("{}")
+    assert mirror.down(names) == [mirror.local / names[1], mirror.local / names[3]]
+    assert sorted((mirror.local / "runs/one/attempts").iterdir()) == [mirror.local / names[3], mirror.local / names[1]]
 
 
 def test_a_checkpoint_goes_up_whole_and_is_removed_when_it_is_pruned(tmp_path):
