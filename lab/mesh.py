@@ -55,12 +55,16 @@ class Mesh:
             sizes[name.strip()] = int(size)
         return cls(**sizes)
 
-    def check(self, batch: int, pack: int = 1) -> None:
-        """Raises ValueError where there are not so many devices, or they can not share the work evenly."""
+    def check_devices(self) -> None:
+        """Raises ValueError where there are not so many."""
         if self.devices not in (1, jax.device_count()):
             raise ValueError(
                 f"mesh {self}: {self.devices} devices, but JAX sees {jax.device_count()}: use all of them, or one"
             )
+
+    def check(self, batch: int, pack: int = 1) -> None:
+        """As check_devices, and where they can not share the work evenly."""
+        self.check_devices()
         rows = self.data * self.fsdp
         if pack == 1 and batch % rows:
             raise ValueError(f"mesh {self}: batch = {batch} can not be cut in {rows}: let data * fsdp divide the batch")

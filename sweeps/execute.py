@@ -9,7 +9,7 @@ from lab.data import load
 from sweeps.changes import changes
 from sweeps.launch import local, ray_pool, slurm
 from sweeps.launch.ray_node import Cluster
-from sweeps.launch.settings import Settings
+from sweeps.launch.settings import Settings, check_workers
 from sweeps.launch.slurm import Job
 from sweeps.plan import Plan
 from sweeps.store import Store
@@ -37,8 +37,12 @@ def run(
     others; `Store.retry` lets them be tried again. on_change: told, a line at a time, what the plan changes in one that is
     there (default: a warning).
     """
-    if isinstance(on, Cluster) and settings is not None:
-        on.check(mesh=settings.mesh, hosts=settings.hosts)
+    check_workers(workers)
+    mesh, hosts = (settings.mesh, settings.hosts) if settings is not None else (None, None)
+    if isinstance(on, Cluster):
+        on.check(mesh=mesh, hosts=hosts)
+    elif isinstance(on, Job):
+        on.check(out or "", hosts=hosts)
     store = prepared(plan, out, replace_plan=replace_plan, on_change=on_change)
     if not store.left():
         return store.records()
@@ -50,8 +54,7 @@ def run(
     if on is not None:
         ray_pool.start(store.root, on, workers=workers, settings=settings, on_poll=on_poll)
     else:
-        whole = settings and (settings.mesh or settings.hosts)
-        _, places = local.slots(workers, whole=bool(whole), needs=plan.needs)
+        _, places = local.slots(workers, mesh=mesh, hosts=hosts, needs=plan.needs)
         local.start(store.root, places[: len(plan.unique)], settings=settings, on_poll=on_poll)
     return store.records()
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import sys
 import time
 from datetime import datetime
@@ -19,7 +20,7 @@ from sweeps.cli.tables import show
 from sweeps.files import files_at
 from sweeps.launch import local
 from sweeps.launch.ray_node import Cluster
-from sweeps.launch.settings import Settings
+from sweeps.launch.settings import Settings, check_workers
 from sweeps.launch.slurm import Job, submit
 from sweeps.plan import Plan
 from sweeps.plan import plan as make_plan
@@ -52,9 +53,10 @@ def quickstart(
             the hub
     """
     Console(stderr=True).print("planning quickstart; the first time, the corpus is read and tokenized")
+    check_workers(workers)
     text = of_source(data, tokenizer)
     directory = out or Path("runs") / ("quickstart" if text is None else f"quickstart-{name_of(text)}")
-    train("quickstart", make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
+    train(make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
     report(str(directory))
 
 
@@ -89,9 +91,8 @@ def plan(
         workers: cores or accelerators that share the runs (default: this machine's cores, or one accelerator)
     """
     on = hardware.named(device)
+    check_workers(workers)
     at_once = workers if workers is not None else os.cpu_count() or 1 if on.kind == "cpu" else 1
-    if at_once < 1:
-        raise ValueError(f"workers = {workers}: use a whole number of at least 1")
     solved = make_plan(load(study, preset, of_source(data, tokenizer)))
     show(solved, Console(), device=on, workers=at_once)
     if out is not None:
@@ -104,7 +105,7 @@ def plan(
 def run(
     study: Name,
     /,
-    preset: str = "small",
+    preset: str | None = None,
     out: str | None = None,
     data: str | None = None,
     tokenizer: str | None = None,
@@ -134,7 +135,7 @@ def run(
 
     Args:
         study: a shipped study, a path to a file that defines study(preset), or a directory with a plan
-        preset: which size of the study
+        preset: which size of the study (default: small)
         out: the study's directory (default: runs/<study's name>), or a place in an object store, such as gs://bucket/mine
         data: other text than the study's own, as `lab data prepare` takes it, or a directory that it wrote
         tokenizer: of text that is not prepared: bytes (the default), a tokenizer.json, a sentencepiece .model, or a name on
@@ -160,7 +161,6 @@ def run(
         retry: try the failed runs again
         replace_plan: accept a plan that drops runs which were begun (their directories are kept)
     """
-    from lab.mesh import Mesh, read_hosts
     from sweeps import propose
 
     settings = Settings(
@@ -174,21 +174,20 @@ def run(
         until=end_of(hours, until),
         track=track,
     )
-    if mesh is not None:
-        Mesh.read(mesh)
-    if hosts is not None:
-        read_hosts(hosts)
-    if on == "ray":
-        ray.check(mesh=mesh, hosts=hosts)
+    check_options(out or study, on=on, ray=ray, slurm=slurm, settings=settings, workers=workers)
     written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
         Console(stderr=True).print(f"planning {study}; the first time, the corpus is read and tokenized")
-        solved = make_plan(load(study, preset, of_source(data, tokenizer)))
+        solved = make_plan(load(study, preset or "small", of_source(data, tokenizer)))
+    elif preset is not None:
+        raise ValueError(
+            f"preset = {preset!r}: {written} holds a plan, which is run as it is: leave it out, or run the study by its name "
+            "with another --out"
+        )
     else:
         solved = propose.read(Store(written).records())
         check_source((row.run.data for row in solved.runs), data, tokenizer)
     train(
-        study,
         solved,
         out or written or str(Path("runs") / solved.study.name),
         workers=workers,
@@ -201,8 +200,39 @@ def run(
     )
 
 
+def check_options(
+    out: str,
+    *,
+    on: Literal["local", "ray", "slurm"],
+    ray: Cluster,
+    slurm: Job,
+    settings: Settings,
+    workers: int | None,
+) -> None:
+    """Raises ValueError for options that would do nothing where the runs train, or can not be together."""
+    from lab.mesh import Mesh, read_hosts
+
+    for place, given, default in (("ray", ray, CLUSTER), ("slurm", slurm, JOB)):
+        for name, value in vars(given).items():
+            if on != place and value != getattr(default, name):
+                raise ValueError(
+                    f"{place}.{name} = {value!r}: it says nothing with --on {on}; add --on {place}, or leave it out"
+                )
+    mesh, hosts = settings.mesh, settings.hosts
+    if mesh is not None:
+        Mesh.read(mesh)
+    if hosts is not None:
+        read_hosts(hosts)
+    check_workers(workers)
+    if on == "ray":
+        ray.check(mesh=mesh, hosts=hosts)
+    elif on == "slurm":
+        slurm.check(out, hosts=hosts)
+    else:
+        local.one_has_all(workers, mesh=mesh, hosts=hosts)
+
+
 def train(
-    study: str,
     solved: Plan,
     directory: str,
     *,
@@ -213,9 +243,10 @@ def train(
     settings: Settings = SETTINGS,
     retry: bool = False,
     replace_plan: bool = False,
-    command: str = "run",
+    again: str | None = None,
 ) -> None:
-    """Trains every run of a plan that has not ended, and says so. study: as it was named, to `lab run` or another command."""
+    """Trains every run of a plan that has not ended, and says so. again: the command that tries the failed ones once more
+    (default: `lab run` on the directory)."""
     from sweeps.cli.progress import Display
     from sweeps.execute import prepared
     from sweeps.execute import run as execute
@@ -226,7 +257,7 @@ def train(
     elif on == "slurm":
         kind, at_once = ("gpu", slurm.gpus * (workers or 1)) if slurm.gpus else ("cpu", slurm.cpus * (workers or 1))
     else:
-        kind, places = local.slots(workers, whole=bool(settings.mesh or settings.hosts), needs=solved.needs)
+        kind, places = local.slots(workers, mesh=settings.mesh, hosts=settings.hosts, needs=solved.needs)
         at_once = len(places)
     if retry and files_at(directory).exists(records.PLAN):
         console.print(f"{Store(directory).retry()} failed runs will be tried again")
@@ -273,7 +304,7 @@ def train(
     if failed:
         console.print(
             f"[bold red]{len(failed)} runs failed[/]; `lab logs {directory} {failed[0]}` says why the first did; once the cause "
-            f"is gone: lab {command} {study} --retry",
+            f"is gone: {again or shlex.join(['lab', 'run', directory, '--retry'])}",
             soft_wrap=True,
         )
     if failed or any(s.state == "damaged" for s in statuses):

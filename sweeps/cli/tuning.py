@@ -1,6 +1,7 @@
 """The command that tunes arms alike: tune."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,6 +85,10 @@ def tune(
     if rules is not None and rules.suffix != ".json":
         raise ValueError(f"rules = {str(rules)!r}: name a .json file")
     settings = Settings(pack=pack, mesh=mesh, most_flops=flops, until=studies.end_of(hours, until))
+    studies.check_options(out or "", on=on, ray=ray, slurm=slurm, settings=settings, workers=workers)
+    given = {"--preset": None if preset == "small" else preset, "--out": out, "--data": data, "--tokenizer": tokenizer}
+    words = [word for name, value in given.items() if value is not None for word in (name, value)]
+    again = shlex.join(["lab", "tune", tuning, *words, "--retry"])
     console.print(f"planning {tuning}; the first time, the corpus is read and tokenized")
     asked = load(tuning, preset, of_source(data, tokenizer))
     if dry:
@@ -94,8 +99,8 @@ def tune(
         console.print(f"{Store(place).retry()} failed trials will be tried again")
 
     def train(plan: Plan) -> None:
-        studies.train(tuning, plan, place, workers=workers, on=on, ray=ray, slurm=slurm, settings=settings,
-                      replace_plan=replace_plan, command="tune")  # fmt: skip
+        studies.train(plan, place, workers=workers, on=on, ray=ray, slurm=slurm, settings=settings,
+                      replace_plan=replace_plan, again=again)  # fmt: skip
 
     tuned = tune_rounds(asked, place, train, say=lambda line: console.print(f"[yellow]note:[/] {line}", soft_wrap=True))
     if tuned is None:

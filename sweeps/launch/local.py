@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab.preemption import SIGNALS, Preempted
 from sweeps.launch.restarts import BACKOFF_SECONDS, GROUP_RESTARTS, RESTARTS, Restarts
-from sweeps.launch.settings import Settings
+from sweeps.launch.settings import Settings, check_workers
 from sweeps.store import Store
 
 # glibc (2.35 and newer; others ignore it) asks for 2 MB pages: XLA takes and gives back its temporary memory with each
@@ -77,13 +77,50 @@ def accelerators() -> Devices:
     return Devices(kind=platform, count=int(count), memory=int(memory) if memory.isdigit() else None)
 
 
+def processor_is_several() -> bool:
+    """Whether JAX is told to take this machine's processor for several devices."""
+    return "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or (
+        "JAX_NUM_CPU_DEVICES" in os.environ
+    )
+
+
+def one_has_all(workers: int | None, *, mesh: str | None, hosts: str | None) -> bool:
+    """Whether one worker has all of this machine's devices; raises ValueError where several are asked for all the same."""
+    check_workers(workers)
+    if mesh is None and hosts is None:
+        return False
+    if workers not in (None, 1):
+        given = f"--mesh {mesh}" if mesh is not None else f"--hosts {hosts}"
+        raise ValueError(
+            f"workers = {workers}: with {given} one worker has all devices of this machine; leave one of them out"
+        )
+    return True
+
+
+def _check_mesh(mesh: str, found: Devices) -> None:
+    from lab.mesh import Mesh
+
+    wanted, has = Mesh.read(mesh).devices, found.count or 1
+    if wanted not in (1, has) and not (found.kind == "cpu" and processor_is_several()):
+        raise ValueError(
+            f"mesh = {mesh!r}: it has {wanted} devices, and this machine {has} ({found.kind}); use all of them, or one"
+        )
+
+
 def slots(
-    workers: int | None = None, *, whole: bool = False, needs: Callable[[str, int], int] | None = None
+    workers: int | None = None,
+    *,
+    mesh: str | None = None,
+    hosts: str | None = None,
+    needs: Callable[[str, int], int] | None = None,
 ) -> tuple[str, list[Slot]]:
     """The kind of device and the workers' places on it: a core each, a GPU each, a TPU host. One worker has all devices
-    where `whole` says so (a mesh, several hosts), or where a run needs(kind, bytes of one GPU) more bytes than one GPU has.
-    More workers than GPUs share them, each with its part of the memory: small runs compile and train at the same time."""
-    found = accelerators()
+    where there is a mesh or several hosts, or where a run needs(kind, bytes of one GPU) more bytes than one GPU has.
+    More workers than GPUs share them, each with its part of the memory: small runs compile and train at the same time.
+    Raises ValueError for a mesh of other devices than this machine has; those of several hosts are counted by the workers."""
+    whole, found = one_has_all(workers, mesh=mesh, hosts=hosts), accelerators()
+    if mesh is not None and hosts is None:
+        _check_mesh(mesh, found)
     if found.kind == "cpu":
         return "cpu", cpu_slots(1 if whole else workers)
     if found.kind != "gpu" or whole or (needs and found.memory and needs("gpu", found.memory) > found.memory):
@@ -187,6 +224,8 @@ def log_of(logs: Path, index: int, settings: Settings | None = None) -> Path:
 
 
 def last_words(logs: Path) -> str:
-    newest = max(logs.glob("worker-*.log"), key=lambda path: path.stat().st_mtime)
+    newest = max(logs.glob("worker-*.log"), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        return "none on this machine; they lie on those that the workers ran on"
     lines = newest.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "none")

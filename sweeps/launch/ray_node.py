@@ -13,7 +13,7 @@ from pathlib import Path
 from lab import records
 from lab.secrets import is_secret
 from sweeps.files import is_remote
-from sweeps.launch.local import CPU_ENVIRONMENT
+from sweeps.launch.local import CPU_ENVIRONMENT, processor_is_several
 
 # Variables of this process that workers on other nodes get too: those that begin so, and these; no keys, which each node has
 # for itself, since Ray writes a task's environment down.
@@ -68,8 +68,7 @@ class Cluster:
                 "--hosts out, or use --on slurm --slurm.nodes, or the same command on each host without --on ray"
             )
         wanted = 1 if mesh is None else Mesh.read(mesh).devices
-        forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-        if wanted == 1 or (self.kind == "cpu" and forced):
+        if wanted == 1 or (self.kind == "cpu" and processor_is_several()):
             return
         has = self.gpus if self.kind == "gpu" else int(self.custom.get("TPU", 0)) if self.kind == "tpu" else 1
         if wanted != has:

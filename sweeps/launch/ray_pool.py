@@ -17,7 +17,7 @@ from sweeps.files import is_remote
 from sweeps.launch.local import last_words
 from sweeps.launch.ray_node import LEAVE_SECONDS, Cluster, task
 from sweeps.launch.restarts import BACKOFF_SECONDS, RESTARTS, Restarts
-from sweeps.launch.settings import Settings
+from sweeps.launch.settings import Settings, check_workers
 from sweeps.store import Store
 
 Place = tuple[str, int]  # a node's id, and which of the workers there
@@ -39,6 +39,7 @@ def start(
     workers: how many at most (default: as many as fit); an autoscaler is asked for nodes for so many. code: a directory that
     goes first on the workers' PYTHONPATH. Restarts and signals are as in launch.local; a place is given up for itself.
     """
+    check_workers(workers)
     store, settings = Store(study if is_remote(study) else Path(study).resolve()), settings or Settings()
     store.check_shared()
     logs = store.local / "logs"

@@ -9,6 +9,12 @@ from lab import tracking
 from sweeps.store import LEASE_SECONDS
 
 
+def check_workers(workers: int | None) -> None:
+    """Raises ValueError for fewer than one; None is the launcher's default."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers = {workers}: use a whole number of at least 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """None of it changes what is trained.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.preemption import AGAIN
+from sweeps.files import is_remote
 from sweeps.launch.settings import Settings
 from sweeps.launch.snapshot import snapshot
 from sweeps.store import Store
@@ -52,6 +53,19 @@ class Job:
         for option in self.more:
             if not option.partition("=")[0].strip("-") or "=" not in option:
                 raise ValueError(f"slurm.more = {option!r}: use NAME=VALUE, such as exclude=node7")
+
+    def check(self, study: Path | str, *, hosts: str | None = None) -> None:
+        """Raises ValueError for a study that jobs can not work on, and where they would all be told the same host's number."""
+        if is_remote(study):
+            raise ValueError(
+                f"out = {str(study)!r}: jobs of Slurm need a directory that the compute nodes see, for the code and what they "
+                "print too; give one (--out)"
+            )
+        if hosts is not None and not (hosts == "auto" and self.nodes > 1):
+            raise ValueError(
+                f"hosts = {hosts!r}: the nodes of a job find one another; leave --hosts out, and use --slurm.nodes for runs "
+                "that are larger than a node"
+            )
 
     def parameters(self, jobs: int) -> dict[str, Any]:
         """As submitit's SlurmExecutor takes them."""
@@ -109,7 +123,9 @@ class Node:
 
 def submit(study: Path | str, jobs: int, *, job: Job | None = None, settings: Settings | None = None) -> list[str]:
     """Submits an array of so many jobs that work on the study, with the code as it is now; returns their ids."""
-    job, settings, store = job or Job(), settings or Settings(), Store(Path(study).absolute())
+    job, settings = job or Job(), settings or Settings()
+    job.check(study, hosts=settings.hosts)
+    store = Store(Path(study).absolute())
     if jobs < 1:
         raise ValueError(f"workers = {jobs}: submit at least one job")
     try:

@@ -255,6 +255,8 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
     if settings.hosts:
         join_hosts(settings.hosts)
     on = Mesh.read(settings.mesh) if settings.mesh else None
+    if on:
+        on.check_devices()  # else each run would be claimed, and fail of it
     kind, limit = jax.default_backend(), hardware.memory_limit()
     store = Store(study, lease=settings.lease, hang_seconds=settings.hang)
     orders = None

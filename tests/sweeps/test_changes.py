@@ -1,6 +1,7 @@
 """A plan that changed: what is new, dropped and kept is said, by arm and budget, and what no plan has any more is counted."""
 
 import logging
+import shlex
 
 import pytest
 
@@ -68,6 +69,22 @@ def test_run_prints_it_and_status_counts_what_no_plan_has(study, capsys):
     assert HEAD in " ".join(said.split()) and all(line in said for line in CELLS)
     assert len(outside(Store(out))) == 2
     assert "2 runs outside the plan, such as decoder_only-d8" in status(capsys, out)
+
+
+def test_what_is_said_about_failed_runs_tries_them_again(study, capsys, monkeypatch):
+    """Of a study that was named by its file, with a directory of its own."""
+    path, out = study
+    path.write_text(STUDY.format(budgets=(5e7, 1e8)))
+    store = Store(out)
+    for run_id in store.runs:
+        store.fail(store.claim(run_id), "no luck")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["run", str(path), "--out", str(out)])
+    said = capsys.readouterr().err.rpartition("once the cause is gone: ")[2].strip()
+    monkeypatch.setattr("sweeps.execute.run", lambda *_, **__: None)
+    main(shlex.split(said.removeprefix("lab ")))
+    assert said.endswith("--retry") and [s.state for s in Store(out).status()] == ["waiting"] * 4
 
 
 def status(capsys, out) -> str:

@@ -1,6 +1,7 @@
 """The command as a person types it: what it prints, and what it says to mistakes."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -104,6 +105,17 @@ def test_flops_of_every_step_of_the_ladder(capsys):
         (("flops", "--D", "63"), "do not divide it evenly"),
         (("serve-cost", "--structures", "prefix_ml"), "did you mean 'prefix_lm'"),
         (("sample", "nowhere", "--temperature", "-1"), "use 0 for the likeliest token"),
+        (("quickstart", "--workers", "0"), "workers = 0: use a whole number of at least 1"),
+        (("run", "quickstart", "--workers", "-1"), "workers = -1: use a whole number of at least 1"),
+        (("run", "quickstart", "--workers", "4", "--mesh", "data=4"), "workers = 4: with --mesh data=4 one worker has"),
+        (("run", "quickstart", "--slurm.partition", "gpu"), "slurm.partition = 'gpu': it says nothing with --on local"),
+        (("run", "quickstart", "--on", "slurm", "--ray.gpus", "1"), "ray.gpus = 1: it says nothing with --on slurm"),
+        (("tune", "ladder", "--on", "ray", "--slurm.gpus", "8"), "slurm.gpus = 8: it says nothing with --on ray"),
+        (
+            ("run", "quickstart", "--on", "slurm", "--hosts", "10.0.0.1:9876,2,0"),
+            "hosts = '10.0.0.1:9876,2,0': the nodes",
+        ),
+        (("run", "quickstart", "--on", "slurm", "--out", "s3://bucket/x"), "out = 's3://bucket/x': jobs of Slurm need"),
         (("evaluate", "nowhere"), "give --choices FILE, --pairs FILE or --held-out COUNT"),
         (("evaluate", "nowhere", "--choices", "nowhere.jsonl"), "nowhere: no such file"),
     ],
@@ -111,6 +123,16 @@ def test_flops_of_every_step_of_the_ladder(capsys):
 def test_mistakes_get_a_message_and_no_traceback(capsys, words, message):
     code, _, err = run(capsys, *words)
     assert code == 2 and message in " ".join(err.split()) and "Traceback" not in err
+
+
+def test_the_command_that_tries_failed_trials_again_is_the_one_that_was_given(capsys, tmp_path, monkeypatch):
+    def fails(plan, directory, *, again, **_):
+        raise ValueError(again)
+
+    monkeypatch.setattr("sweeps.cli.studies.train", fails)
+    words = ("tune", "ladder", "--preset", "smoke", "--out", str(tmp_path / "my trials"))
+    code, _, err = run(capsys, *words, "--flops", "1e9")
+    assert code == 2 and f"lab {shlex.join(words)} --retry" in " ".join(err.split())
 
 
 def test_debug_shows_the_traceback():

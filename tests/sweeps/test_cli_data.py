@@ -133,7 +133,7 @@ def test_a_plan_keeps_its_text(capsys, novels, monkeypatch):
     run(capsys, "data", "prepare", str(novels), "--out", "prepared")
     assert run(capsys, "plan", "quickstart", "--preset", "smoke", "--data", "prepared", "--out", "plan")[0] == 0
     trained = []
-    monkeypatch.setattr("sweeps.cli.studies.train", lambda study, *_, **__: trained.append(study))
+    monkeypatch.setattr("sweeps.cli.studies.train", lambda _, directory, **__: trained.append(directory))
     for words in (
         (),
         ("--data", "prepared"),
@@ -146,6 +146,7 @@ def test_a_plan_keeps_its_text(capsys, novels, monkeypatch):
     for words, message in (
         (("--data", str(novels)), "the plan in this directory is of"),
         (("--data", "markov"), "the plan in this directory is of"),
+        (("--preset", "long"), "preset = 'long': plan holds a plan, which is run as it is"),
         (("--tokenizer", "t.json"), "was prepared with 'bytes': leave it out"),
     ):
         code, _, err = run(capsys, "run", "plan", *words)
@@ -161,9 +162,7 @@ def test_quickstart_finds_its_text_once(capsys, novels, monkeypatch):
     monkeypatch.setattr(
         "sweeps.study.locate", lambda *words, **settings: found.append(words) or once(*words, **settings)
     )
-    monkeypatch.setattr(
-        "sweeps.cli.studies.train", lambda study, solved, directory, **_: ran.append((solved, directory))
-    )
+    monkeypatch.setattr("sweeps.cli.studies.train", lambda solved, directory, **_: ran.append((solved, directory)))
     monkeypatch.setattr("sweeps.cli.studies.report", lambda directory: ran.append(directory))
     assert run(capsys, "quickstart", "--preset", "smoke", "--data", str(novels))[0] == 0
     ((solved, directory), reported) = ran

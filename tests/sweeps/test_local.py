@@ -13,8 +13,10 @@ import pytest
 
 import sweeps
 from lab import records
-from small_studies import workers_die_of
+from small_studies import rows, workers_die_of
 from sweeps.launch import local
+from sweeps.launch.ray_node import Cluster
+from sweeps.launch.slurm import Job
 from sweeps.store import Store
 
 STUDY = """
@@ -199,7 +201,7 @@ def test_places_by_the_devices_that_are_found(monkeypatch):
         return [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in local.slots(**options)[1]]
 
     assert visible() == ["0", "1", "2", "3"] and visible(workers=2) == ["0", "1"]
-    assert visible(whole=True) == [None]
+    assert visible(mesh="data=4") == visible(hosts="auto") == [None]
     assert visible(needs=lambda kind, limit: limit) == ["0", "1", "2", "3"]
     assert visible(needs=lambda kind, limit: limit + 1) == [None]
     assert visible(workers=6) == ["0", "1", "2", "3", "0", "1"]
@@ -211,7 +213,46 @@ def test_places_by_the_devices_that_are_found(monkeypatch):
     found["devices"] = local.Devices(kind="tpu", count=8)
     assert visible(workers=3) == [None]
     found["devices"] = local.Devices(kind="cpu")
-    assert len(local.slots(2)[1]) == 2 and len(local.slots(2, whole=True)[1]) == 1
+    assert len(local.slots(2)[1]) == 2 and len(local.slots(hosts="auto")[1]) == 1
+
+
+def test_a_mesh_of_other_devices_is_refused_before_a_run_fails_of_it(monkeypatch, tmp_path):
+    """By who starts workers, and, where hosts are to count together, by the workers."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(local, "accelerators", lambda: local.Devices(kind="gpu", count=4, memory=1000))
+    for mesh in ("data=8", "data=2"):
+        with pytest.raises(ValueError, match=rf"mesh = '{mesh}': .* this machine 4 \(gpu\); use all of them, or one"):
+            local.slots(mesh=mesh)
+    assert local.slots(mesh="data=1") == local.slots(mesh="data=8", hosts="auto") == ("gpu", [local.Slot()])
+    monkeypatch.setattr(local, "accelerators", lambda: local.Devices(kind="cpu"))
+    with pytest.raises(ValueError, match=r"this machine 1 \(cpu\)"):
+        local.slots(mesh="data=2")
+    store = Store(tmp_path / "study")
+    store.write_plan(rows(2))
+    worker = subprocess.run([sys.executable, "-m", "sweeps.launch.worker", str(store.root), "--mesh=data=8"],
+                            env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)  # fmt: skip
+    assert worker.returncode and "mesh data=8: 8 devices, but JAX sees 1" in worker.stderr
+    assert [s.state for s in store.status()] == ["waiting"] * 2
+
+
+@pytest.mark.parametrize("asked", [dict(mesh="data=4"), dict(hosts="10.0.0.1:9876,2,0")])
+def test_several_workers_do_not_get_all_devices_each(asked):
+    with pytest.raises(ValueError, match=r"workers = 4: with --(mesh data=4|hosts 10.*) one worker has all devices"):
+        local.slots(4, **asked)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+@pytest.mark.parametrize("on", [None, Cluster(), Job()], ids=["here", "ray", "slurm"])
+def test_fewer_workers_than_one(plan, tmp_path, workers, on):
+    with pytest.raises(ValueError, match=f"workers = {workers}: use a whole number of at least 1"):
+        sweeps.run(plan, tmp_path / "out", workers=workers, on=on)
+    assert not (tmp_path / "out").exists()
+
+
+def test_last_words_of_workers_that_logged_elsewhere(tmp_path):
+    assert "they lie on those that the workers ran on" in local.last_words(tmp_path)
+    (tmp_path / "worker-here-0.log").write_text("one\ntwo\n\n")
+    assert local.last_words(tmp_path) == "two"
 
 
 def test_a_study_on_a_mesh(plan, tmp_path, monkeypatch):

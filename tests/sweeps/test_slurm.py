@@ -81,6 +81,22 @@ def test_where_there_is_no_slurm(tmp_path, monkeypatch):
         slurm.submit(tmp_path, 1)
 
 
+def test_an_object_store_and_numbers_of_hosts_are_not_for_jobs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = sweeps.plan(sweeps.load("quickstart", "smoke"))
+    for submit in (
+        lambda out, s: slurm.submit(out, 1, settings=s),
+        lambda out, s: sweeps.run(plan, out, on=Job(), settings=s),
+    ):
+        with pytest.raises(ValueError, match=r"out = 'memory://bucket/x': jobs of Slurm need a directory"):
+            submit("memory://bucket/x", None)
+        for hosts in ("10.0.0.1:9876,2,0", "auto"):
+            with pytest.raises(ValueError, match=rf"hosts = '{hosts}': the nodes of a job find one another"):
+                submit("out", Settings(hosts=hosts))
+    assert not list(tmp_path.iterdir()) and not Store("memory://bucket/x").files.names("")
+    Job(nodes=2).check("out", hosts="auto")
+
+
 # ---- on a controller ------------------------------------------------------------------------------------------------
 
 
