@@ -1,6 +1,7 @@
 """Worker processes on this machine: one for each core on CPU, one for each accelerator, or one for all of them where a run
 needs them together; one that dies is replaced."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,15 +151,13 @@ def start(
     """Works on the study until every run has ended, or its budget has; raises ValueError if workers keep dying.
 
     A worker that is killed is started again in its place, later each time until the study goes on. Signals (where this is the
-    main thread, which alone may handle them) are passed on and the workers save; then SIGINT raises KeyboardInterrupt, the others
-    lab.preemption.Preempted.
+    main thread, which alone may handle them) are passed on and the workers save; then they are raised (`heeded`).
     """
     store = Store(study)
     if len(places) > 1:
         store.check_shared()
     logs = store.local / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    stopping: list[int] = []  # signals
     most = RESTARTS if settings is None or settings.hosts is None else GROUP_RESTARTS
 
     def spawn(index: int) -> subprocess.Popen[bytes]:
@@ -170,51 +169,59 @@ def start(
             # A session of its own: a Ctrl-C at the terminal reaches the workers once, through this process.
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
-    def stop(number: int, _: object) -> None:
-        stopping.append(number)
-
-    heeded = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, stop) for number in heeded}
     workers: dict[int, subprocess.Popen[bytes]] = {}
     finished, due = False, dict.fromkeys(range(len(places)), 0.0)  # finished: a worker found nothing more to begin
     restarts = Restarts(store, most=most, backoff_seconds=backoff_seconds)
-    try:
-        while (workers or due) and not stopping:
-            for index in [i for i, when in due.items() if when <= time.monotonic()]:
-                del due[index]
-                workers[index] = spawn(index)
-            time.sleep(poll_seconds)
-            for index, worker in list(workers.items()):
-                if worker.poll() is None:
-                    continue
-                del workers[index]
-                finished |= worker.returncode == 0
-                restarts.look()
-                if worker.returncode != 0 and (wait := restarts.after(index)) is not None:
-                    due[index] = time.monotonic() + wait
-            if on_poll:
-                restarts.attempt(lambda: on_poll(store))
-            if settings and settings.until and time.time() > settings.until:
-                finished = True
-                break  # the workers save
-    finally:
-        for worker in workers.values():
-            worker.terminate()
-        for worker in workers.values():
-            try:
-                worker.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stopping:
-        raise KeyboardInterrupt if signal.SIGINT in stopping else Preempted()
+    with heeded() as stopping:
+        try:
+            while (workers or due) and not stopping:
+                for index in [i for i, when in due.items() if when <= time.monotonic()]:
+                    del due[index]
+                    workers[index] = spawn(index)
+                time.sleep(poll_seconds)
+                for index, worker in list(workers.items()):
+                    if worker.poll() is None:
+                        continue
+                    del workers[index]
+                    finished |= worker.returncode == 0
+                    restarts.look()
+                    if worker.returncode != 0 and (wait := restarts.after(index)) is not None:
+                        due[index] = time.monotonic() + wait
+                if on_poll:
+                    restarts.attempt(lambda: on_poll(store))
+                if settings and settings.until and time.time() > settings.until:
+                    finished = True
+                    break  # the workers save
+        finally:
+            for worker in workers.values():
+                worker.terminate()
+            for worker in workers.values():
+                try:
+                    worker.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
     if not finished and (left := len(store.left())):
         raise ValueError(
             f"{study}: every worker died {most + 1} times and {left} runs are left. The last words of one: "
             f"{last_words(logs)}; all of them in {logs}/worker-*.log. The same command goes on"
         )
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[list[int]]:
+    """The signals that came, where this is the main thread, which alone may handle them. Afterwards SIGINT raises
+    KeyboardInterrupt, the others lab.preemption.Preempted."""
+    came: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS if main}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt if signal.SIGINT in came else Preempted()
 
 
 def log_of(logs: Path, index: int, settings: Settings | None = None) -> Path:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lab.preemption import stop_flag
 from sweeps.files import is_remote
-from sweeps.launch.local import last_words
+from sweeps.launch.local import heeded, last_words
 from sweeps.launch.ray_node import LEAVE_SECONDS, Cluster, task
 from sweeps.launch.restarts import BACKOFF_SECONDS, RESTARTS, Restarts
 from sweeps.launch.settings import Settings, check_workers
@@ -48,12 +47,12 @@ def start(
     running: dict[Place, Any] = {}  # the task of each worker
     due, given_up = dict[Place, float](), set[Place]()
     finished, error = not restarts.left, ""  # finished: a worker found nothing more to begin
-    with _connected(cluster.address) as (ray, here), stop_flag() as stopping:
+    with _connected(cluster.address) as (ray, here), heeded() as stopping:
         seen = time.monotonic()
         if workers:
             ray.autoscaler.sdk.request_resources(bundles=[cluster.needs] * min(workers, restarts.left))
         try:
-            while not stopping.is_set():
+            while not stopping:
                 places = _places(ray, cluster)
                 if places or running:
                     seen = time.monotonic()
@@ -72,7 +71,7 @@ def start(
                         log = logs / f"worker-{place[0][:8]}-{place[1]}.log"
                         begin = task(store.root, settings.command(store.root, workers=most), log, environment)
                         running[place] = _on_node(ray, begin, place, cluster)
-                stopping.wait(poll_seconds)
+                time.sleep(poll_seconds)
                 ended = set(ray.wait(list(running.values()), num_returns=len(running), timeout=0)[0]) if running else ()
                 for place in [p for p, worker in running.items() if worker in ended]:
                     try:
@@ -98,8 +97,6 @@ def start(
                 ray.wait(list(running.values()), num_returns=len(running), timeout=LEAVE_SECONDS + 10)
             if workers:
                 ray.autoscaler.sdk.request_resources(bundles=[])
-    if stopping.is_set():
-        raise KeyboardInterrupt
     if not finished:
         raise ValueError(
             f"{study}: every worker died {RESTARTS + 1} times and {restarts.left} runs are left. The last words of one: "

@@ -1,17 +1,20 @@
 """Sweeps on a Ray cluster of two nodes on this machine: a worker is killed, a node goes, another comes."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import kills
 import sweeps
-from small_studies import workers_die_of
+from lab.preemption import SIGNALS, Preempted
+from small_studies import rows, workers_die_of
 from sweeps.cli.main import main
 from sweeps.launch import local, ray_pool
 from sweeps.launch.ray_node import Cluster
@@ -90,6 +93,41 @@ def test_without_ray(tmp_path, monkeypatch):
     store.write_plan(kills.plan(10))
     with pytest.raises(ValueError, match=r"pip install 'bitterlab\[ray\]'"):
         ray_pool.start(store.root, Cluster())
+
+
+class FakeRay:
+    """A cluster of one node, on which a worker never ends."""
+
+    def __init__(self):
+        self.cancelled = []
+        strategy = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_, **__: None)
+        self.util = SimpleNamespace(scheduling_strategies=strategy)
+
+    def nodes(self):
+        return [{"Alive": True, "NodeID": "0123456789", "Resources": {"CPU": 1.0}}]
+
+    def remote(self, begin):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: "worker"))
+
+    def wait(self, workers, **_):
+        return [], workers
+
+    def cancel(self, worker):
+        self.cancelled.append(worker)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGINT, KeyboardInterrupt), *((number, Preempted) for number in SIGNALS if number != signal.SIGINT)],
+)
+def test_signals_end_it_as_on_one_machine(tmp_path, monkeypatch, number, raised):
+    """So that a supervisor which starts it again on status 75 does."""
+    store, ray, before = Store(tmp_path / "study"), FakeRay(), signal.getsignal(number)
+    store.write_plan(rows(2))
+    monkeypatch.setattr(ray_pool, "_connected", lambda address: contextlib.nullcontext((ray, False)))
+    with pytest.raises(raised):
+        ray_pool.start(store.root, Cluster(), on_poll=lambda _: os.kill(os.getpid(), number), poll_seconds=0.01)
+    assert ray.cancelled == ["worker"] and signal.getsignal(number) == before
 
 
 # ---- on a cluster ---------------------------------------------------------------------------------------------------
