@@ -59,8 +59,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains `run` in `run_dir` and returns its result (lab.records); a run that has ended is not trained again.
 
-    on_progress(step, steps, loss, tokens per second) is called after each dispatch. compile_lock(key) guards the first
-    compilation of a shape, so that workers do not compile it twice at once. on: the devices (default: all that JAX sees).
+    on_progress(step, steps, loss, tokens per second) is called after each dispatch. compile_lock(key) guards the compilation
+    of a program, of each stage's too, so that workers do not compile it twice at once. on: the devices (default: all that JAX
+    sees).
     profile: the second dispatch (or the only one) is traced into run_dir/profile, for XProf or `jax.profiler.ProfileData`.
     earlier: directories of attempts before this one, newest first; the newest whole checkpoint of all is where it goes on.
     track: names of trackers (lab.tracking), which are told the labels ("study", "arm") too; a tracker that fails stops nothing.
@@ -182,6 +183,11 @@ def _train(
 ) -> list[dict[str, Any]]:
     clock = Clock()
     attempts: list[Attempt] = []
+
+    def build(p: Program) -> Compiled:
+        with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
+            return compiled(p)
+
     try:
         for run, run_dir, before, named in chosen:
             rows = on.data * on.fsdp if on else math.gcd(run.batch, jax.device_count())
@@ -193,9 +199,7 @@ def _train(
             )
         where = on or _place(attempts)
         p = _one_program(attempts, where)
-        with clock("compile"), compile_lock(p.key) if compile_lock else contextlib.nullcontext():
-            built = compiled(p)
-        _loop(attempts, p, built, clock, on_progress, checkpoint_seconds, superseded, alive, profile)
+        _loop(attempts, p, build, clock, on_progress, checkpoint_seconds, superseded, alive, profile)
     finally:
         with contextlib.ExitStack() as closing:  # all of them, whatever one of them raises
             closing.callback(
@@ -235,7 +239,7 @@ def _same_model(one: Program, other: Program) -> bool:
 def _loop(
     attempts: list[Attempt],
     p: Program,
-    built: Compiled,
+    build: Callable[[Program], Compiled],
     clock: Clock,
     on_progress: Callable[[int, int, float | None, float], None] | None,
     checkpoint_seconds: float,
@@ -244,6 +248,7 @@ def _loop(
     profile: bool,
 ) -> None:
     """Advances all attempts until each has its result. A run whose method has stages trains alone."""
+    built = build(p)
     state = built.join(
         [a.checkpoints.latest_state(built.state) if a.note else built.init(a.run.seed.init) for a in attempts]
     )
@@ -310,7 +315,7 @@ def _loop(
                 if pending:
                     absorb(pending)
                     pending = None
-                p, built, state = _enter_stage(attempts[0], p, state, clock)
+                p, built, state = _enter_stage(attempts[0], p, state, build)
             live = [lane for lane, attempt in enumerate(attempts) if attempt.spends]
             if live:
                 with clock("data"):  # the device is at work on the dispatch before
@@ -362,12 +367,13 @@ def _loop(
                     raise Superseded()
 
 
-def _enter_stage(attempt: Attempt, p: Program, state: Any, clock: Clock) -> tuple[Program, Compiled, Any]:
+def _enter_stage(
+    attempt: Attempt, p: Program, state: Any, build: Callable[[Program], Compiled]
+) -> tuple[Program, Compiled, Any]:
     """The program of the stage that the next step is of, and the state as it begins it. Compiling is charged to no budget."""
     attempt.stage = attempt.ledger.stage
     p = program(attempt.run, attempt.execution, on=p.mesh, stage=attempt.stage)
-    with clock("compile"):
-        built = compiled(p)
+    built = build(p)
     log.info("%s: stage %d begins at step %d", attempt.run.run_id, attempt.stage, attempt.ledger.steps)
     return p, built, built.enter(state, attempt.run.seed.init)
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 from lab import secrets, spec, tracking
@@ -154,6 +154,20 @@ def _train_alone(store: Store, train: Trainer, claim: Claim, run: Run) -> None:
 
 
 @contextlib.contextmanager
+def compiling(store: Store, claims: Sequence[Claim], name: str | None, compiled: set[str], key: str) -> Iterator[None]:
+    """While the program `key` is compiled for these claims: others who need a program of this name wait, or prefer other runs
+    (`work` asks by it; a pack, a mesh and each stage of a run have programs of their own). compiled: those that this process
+    has, for which it waits for nobody. None: nobody waits."""
+    with contextlib.ExitStack() as held:
+        for claim in claims:
+            held.enter_context(claim.compiling())
+        if name is not None and key not in compiled:
+            held.enter_context(store.compiling.hold(name))
+        yield
+    compiled.add(key)
+
+
+@contextlib.contextmanager
 def _logged(claim: Claim) -> Iterator[None]:
     """Warnings and errors of this attempt, in its own log.txt too."""
     try:
@@ -276,21 +290,12 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
             return
     store.check_alone()
 
-    name = store.plan["study"]["name"]
+    name, compiled = store.plan["study"]["name"], set[str]()
 
     def train(runs: list[Run], claims: Sequence[Claim], superseded: Callable[[], bool]) -> None:
         def progress(*_: Any) -> None:
             for claim in claims:
                 claim.progress()
-
-        @contextlib.contextmanager
-        def compiling(key: str) -> Iterator[None]:
-            with contextlib.ExitStack() as held:
-                for claim in claims:
-                    held.enter_context(claim.compiling())
-                if not orders:
-                    held.enter_context(store.compiling.hold(key))
-                yield
 
         run_dirs, earlier = [claim.run_dir for claim in claims], [claim.earlier for claim in claims]
         order = {
@@ -304,7 +309,7 @@ def _main(study: str, settings: Settings, workers: int, stop: threading.Event) -
                 run_dirs,
                 earlier=earlier,
                 on=on,
-                compile_lock=compiling,
+                compile_lock=partial(compiling, store, claims, None if orders else program_key(runs[0]), compiled),
                 superseded=superseded,
                 alive=progress,
                 checkpoint_seconds=settings.checkpoint,

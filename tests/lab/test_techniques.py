@@ -247,12 +247,20 @@ def killed_after(step):
     ["stacking", *(pytest.param(name, marks=pytest.mark.slow) for name in ("selective_backprop", "rho_loss"))],
 )
 def test_killed_and_resumed_ends_in_the_same_bits(name, tmp_path):
-    """Before a boundary, at it, and behind it: stacking's lie at steps 2 and 4 of 8 here; schedule-free averages cross it too."""
+    """Before a boundary, at it, and behind it: stacking's lie at steps 2 and 4 of 8 here; schedule-free averages cross it too.
+    Each stage is compiled under the lock."""
+    locked: list[str] = []
+
+    def lock(key):
+        locked.append(key)
+        return contextlib.nullcontext()
+
     optimizer = Optimizer(name="schedule_free_adamw", learning_rate=3e-3, schedule="constant")
     of = technique(name, **({"first": 0.2, "second": 0.4} if name == "stacking" else {}))
     run = deep_run(technique=of, evaluation=Evaluation(examples=16, times=2),
                    optimizer=optimizer if name == "stacking" else Optimizer(learning_rate=3e-3))  # fmt: skip
-    whole = train(run, tmp_path / "whole", execution=TWO)
+    whole = train(run, tmp_path / "whole", execution=TWO, compile_lock=lock)
+    assert locked == [program(run, TWO, stage=stage).key for stage in range(len(method_of(run).stages))]
     for step in (1, 2, 5):
         with contextlib.suppress(Killed):
             train(run, tmp_path / "killed", execution=TWO, checkpoint_seconds=0, on_progress=killed_after(step))

@@ -14,7 +14,7 @@ from lab import records
 from lab.preemption import Preempted, Superseded, stop_flag
 from small_studies import SPAWN, finish, gone, publish, rows
 from sweeps import claim as claim_module
-from sweeps.launch.worker import MachineTrouble, work
+from sweeps.launch.worker import MachineTrouble, compiling, work
 from sweeps.queue import Queue
 from sweeps.store import FAILED, Store
 
@@ -267,6 +267,22 @@ def test_workers_prefer_their_own_programs_and_avoid_those_being_compiled(tmp_pa
     assert order == ["b", "b"]
     work(store, train, lambda run: keys[run.run_id])
     assert order == ["b", "b", "a", "a"]
+
+
+def test_who_compiles_is_found_by_the_name_that_workers_ask_for(tmp_path):
+    """Whatever the program's own key is; who has it already takes no lock."""
+    store, compiled = Store(tmp_path / "study", hang_seconds=100.0), set()
+    store.write_plan(rows(1))
+    claim = store.claim(next(iter(store.runs)))
+    for name, key, held in (
+        ("a", "of-a-pack", True),
+        ("a", "of-a-pack", False),
+        ("a", "of-a-stage", True),
+        (None, "k", False),
+    ):
+        with compiling(store, [claim], name, compiled, key):
+            assert claim.patience == 400.0 and store.compiling.held("a") == held
+        assert claim.patience is None and not store.compiling.held("a")
 
 
 def test_runs_of_one_program_train_side_by_side(tmp_path):
