@@ -16,7 +16,6 @@ from lab import plan_file, records, spec
 
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
 SPENT = (*CONVENTIONS, "tokens", "steps")
-FAILED = "failed.json"
 DESIGN = ("structure", "options", "objective", "optimizer", "technique", "precision")  # parts of a run's JSON
 DEPTHS = ("L", "L_input")
 SOLVED = ("optimizer.learning_rate",)  # what each run has its own of
@@ -43,7 +42,7 @@ def load(path: str | Path, *, damaged: Literal["refuse", "keep"] = "refuse") -> 
         name, arms, baseline = (plan["study"][key] for key in ("name", "arms", "baseline"))
         rows = plan["runs"]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: no {error}; write the plan again with `lab plan STUDY --out DIR`") from error
+        raise ValueError(f"{where}: no {error}; {plan_file.REMEDY}") from error
     if baseline not in arms:
         raise ValueError(f"{where}: study.baseline = {baseline!r}: use one of the arms {', '.join(arms)}")
     if not rows:
@@ -92,7 +91,7 @@ def _result(run_dir: Path, run_id: str) -> dict[str, Any]:
     result = records.read_published(run_dir)
     if result is None:
         last = records.last_event(run_dir) or {}
-        failed = (run_dir / FAILED).exists() or last.get("kind") == "ended"
+        failed = (run_dir / records.FAILED).exists() or last.get("kind") == "ended"
         return {"status": "failed" if failed else "cancelled" if last.get("kind") == "cancelled" else "missing"}
     where = run_dir / records.RESULT
     if result.get("run_id") != run_id:

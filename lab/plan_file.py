@@ -19,7 +19,7 @@ from typing import Any, overload
 from lab.records import PLAN, parse_json
 
 NEWLINE = b"\n"
-REMEDY = "restore it, or write the plan again with `lab plan STUDY --out DIR`"
+REMEDY = "restore it, or delete it and write the plan again with `lab plan STUDY --out DIR`, which keeps what is done"
 RUNS, END = b'"runs": [\n', b"\n ]\n}\n"
 ID = re.compile(rb'^\{"run_id": "([^"\\]*)".*\}(,?)$', re.MULTILINE)
 

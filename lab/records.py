@@ -2,10 +2,14 @@
 
     runs/<study>/plan.json                     every run of the study, complete, and its arm, budget, rung and replicate
     runs/<study>/runs/<run_id>/run.json        one Run (lab.spec), complete
-                               metrics.jsonl   a line with the schema, then one per logged block of steps
                                result.json     how it ended: `outcome` is deterministic, `measured` is not
-                               checkpoints/    Orbax
-                               history/        who held the run and which result counts (sweeps.history; not by `lab train`)
+                               failed.json     or why it failed
+                               history/        who held the run and which result counts (sweeps.history)
+                               attempts/<n>-*/ where each attempt trained; its own run.json and result.json, and
+                                 metrics.jsonl a line with the schema, then one per logged block of steps
+                                 checkpoints/  Orbax; checksums/ says which are whole
+
+`lab train` has neither history nor attempts: all of it lies in the run's directory.
 
 Every file is written whole or not at all (a temporary name, then a rename). JSON has no infinities and no NaN: a loss
 that does not exist is null.
@@ -22,9 +26,9 @@ from typing import Any
 
 SCHEMA = 1
 METRICS_SCHEMA = 1  # of metrics.jsonl, which says so in its first line
-PLAN, RUN, METRICS, RESULT = "plan.json", "run.json", "metrics.jsonl", "result.json"
+PLAN, RUN, METRICS, RESULT, FAILED = "plan.json", "run.json", "metrics.jsonl", "result.json", "failed.json"
 ATTEMPTS, HISTORY = "attempts", "history"
-PLACE = re.compile(rf"{ATTEMPTS}/\d{{4,}}-[0-9a-f]{{8}}")  # of an attempt, in its run's directory
+PLACE = re.compile(rf"{ATTEMPTS}/[0-9]{{4,}}-[0-9a-f]{{8}}")  # of an attempt, in its run's directory
 
 
 def run_directory(study: Path, run_id: str) -> Path:

@@ -28,7 +28,6 @@ from sweeps.files import Files
 
 Kind = Literal["attempt", "released", "ended", "retry", "cancelled"]
 EVENT = re.compile(r"([0-9]{4,})\.json")
-PLACE = re.compile(rf"{records.ATTEMPTS}/[0-9]{{4,}}-[0-9a-f]{{8}}")
 ENDS = ("done", "diverged", "failed")
 
 
@@ -135,7 +134,9 @@ class History:
             raise self._damage(number, f"not an event ({wrong})")
         event = Event(number=number, kind=content["kind"], content=content)
         named = event.directory if kind == "attempt" else content["attempt"] if kind == "ended" else None
-        if named is not None and not PLACE.fullmatch(named):  # it may name files of this run's directory and no others
+        if named is not None and not records.PLACE.fullmatch(
+            named
+        ):  # it may name files of this run's directory and no others
             raise self._damage(number, f"not an event (attempt {named!r})")
         return event
 

@@ -129,7 +129,7 @@ class Mirror:
             if path.name not in there:  # deleted, to be trained again
                 shutil.rmtree(path, ignore_errors=True)
         for run_id in there:
-            for name in (records.RUN, records.RESULT, "failed.json"):
+            for name in (records.RUN, records.RESULT, records.FAILED):
                 self._bring(f"runs/{run_id}/{name}", target)
         return target
 

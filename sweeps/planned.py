@@ -7,8 +7,9 @@ from typing import Any
 from lab import plan_file, records
 from lab.plan_file import Rows
 from sweeps.files import Files, check_name
+from sweeps.index import DIRECTORY as ENDED
 
-OWN = ("runs", "logs", "locks", "ended", "groups", "code", "slurm")  # what may be there when the plan is not
+OWN = ("runs", "logs", "locks", ENDED, "groups", "code", "slurm")  # what may be there when the plan is not
 
 
 class Planned:
@@ -41,8 +42,9 @@ class Planned:
             check_name("run_id", run_id)
         text = plan_file.to_text(plan)
         if not self.files.exists(records.PLAN):
-            strange = [name for name in self.files.names("") if name not in OWN and not name.startswith(".")]
-            if strange:
+            there = self.files.names("")
+            strange = [name for name in there if name not in OWN and not name.startswith(".")]
+            if strange and ENDED not in there:  # where runs have ended, reports and tables lie beside them
                 raise ValueError(f"{self.files}: no study's directory, it holds {strange[0]}; give a new one (--out)")
             self.files.write(records.PLAN, text)
             return f"new plan of {len(ids)} rows"

@@ -32,7 +32,7 @@ from sweeps.planned import Planned
 from sweeps.silence import Silence
 from sweeps.status import Status, last_metrics, of_ended
 
-FAILED, LOG = "failed.json", "log.txt"
+LOG = "log.txt"
 LEASE_SECONDS = 60.0
 MAX_DEATHS = 5  # of workers on one run, one after another, without a new checkpoint: it kills them
 Reason = Literal["error", "out_of_memory", "hang", "crash"]
@@ -247,7 +247,7 @@ class Store:
             content = {"schema": records.SCHEMA, "attempts": self._attempts(history),
                        **{k: last.content[k] for k in ("reason", "error")}}  # fmt: skip
             with writing:
-                self.files.write(f"{directory}/{FAILED}", json.dumps(content, indent=1).encode() + b"\n")
+                self.files.write(f"{directory}/{records.FAILED}", json.dumps(content, indent=1).encode() + b"\n")
         else:
             name = f"{directory}/{last.content['attempt']}/{records.RESULT}"
             text = self.files.read(name) if self.files.exists(name) else b""
@@ -258,7 +258,7 @@ class Store:
                 )
             with writing:
                 self.files.write(f"{directory}/{records.RESULT}", text)
-                self.files.remove(f"{directory}/{FAILED}")
+                self.files.remove(f"{directory}/{records.FAILED}")
             result = result or records.parse_json(text, name)
         outcome = (result or {}).get("outcome", {})
         own = outcome.get("spent", {}).get("exact", 0)
@@ -304,7 +304,7 @@ class Store:
                 continue  # somebody else has let it be tried again since, and it may have been begun
             event = history.append(last, "retry")
             if event is not None:
-                self.files.remove(f"{self._directory(status.run_id)}/{FAILED}")
+                self.files.remove(f"{self._directory(status.run_id)}/{records.FAILED}")
                 self.index.add(Ended(run_id=status.run_id, began=history.began(), event=event.number, state="waiting"))
                 again += 1
         return again

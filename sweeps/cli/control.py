@@ -166,8 +166,9 @@ def cancel(study: Name, runs: Names, /) -> None:
 
 
 def gc(study: Name, /, last: bool = False, dry: bool = False) -> None:
-    """Delete the checkpoints of runs that have ended; results, metrics and logs stay. Of a done run the last one stays, to
-    sample from, and of a cancelled one the newest, from which it goes on if `lab retry` takes it back.
+    """Delete the checkpoints of runs that are done, diverged or cancelled; results, metrics and logs stay. Of a done run the last
+    one stays, to sample from, and of a cancelled one the newest, from which it goes on if `lab retry` takes it back. Of failed
+    runs all stay.
 
     Example: lab gc runs/quickstart --dry
 
@@ -231,7 +232,7 @@ def export(study: Name, /, out: Path | None = None) -> None:
 
     Args:
         study: a study's directory, or the name of a study under runs/
-        out: where to (default: runs.parquet in the study's directory)
+        out: where to (default: runs.parquet in the study's directory; of one in an object store, in this machine's copy)
     """
     from analysis import frame
 

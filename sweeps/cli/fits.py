@@ -103,7 +103,8 @@ def report(
     Args:
         table_or_study: a study's directory, the name of a study under runs/, or a file as for `lab fit`
         options: how the law is fitted to a table; a study's report takes none
-        out: where the page goes (default: the study's directory; a table's name, with -fit)
+        out: where the page goes (default: the study's directory, or this machine's copy of one in an object store; a table's
+            name, with -fit)
         publish: of a study, a directory for files that a repository keeps: <name>.md, its runs as CSV, figures as PNG
     """
     path = Path(table_or_study)

@@ -345,7 +345,8 @@ def report(study: Name, /, out: Path | None = None, publish: Path | None = None)
 
     Args:
         study: a study's directory, or the name of a study under runs/
-        out: where the page goes (default: report.html in the study's directory)
+        out: where the page goes (default: report.html in the study's directory; of one in an object store, in this machine's
+            copy)
         publish: a directory for the answer as files that a repository keeps: <name>.md, its runs as CSV, figures as PNG
     """
     import analysis

@@ -7,7 +7,7 @@ import pytest
 from lab import records
 from small_studies import finish, rows
 from sweeps.launch.worker import work
-from sweeps.store import FAILED, Store
+from sweeps.store import Store
 
 
 @pytest.fixture
@@ -55,6 +55,20 @@ def test_a_directory_of_other_things_is_left_alone(tmp_path):
         Store(tmp_path).write_plan(rows(1))
 
 
+def test_a_damaged_plan_is_written_again_beside_what_is_done(store):
+    """By the way out that its error names, also where a report lies there."""
+    work(store, finish, lambda run: "one")
+    (store.root / "report.html").write_text("")
+    whole = (store.root / records.PLAN).read_bytes()
+    (store.root / records.PLAN).write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"plan\.json: .*; restore it, or delete it and write the plan again"):
+        Store(store.root).write_plan(rows(4))
+    (store.root / records.PLAN).unlink()
+    assert "new plan of 4 rows" in Store(store.root).write_plan(rows(4))
+    assert (store.root / records.PLAN).read_bytes() == whole
+    assert [s.state for s in Store(store.root).status()] == ["done"] * 4
+
+
 @pytest.mark.parametrize("run_id", ["../../etc", "a/b", ".hidden", ""])
 def test_ids_can_not_leave_the_directory(tmp_path, run_id):
     plan = rows(1)
@@ -79,7 +93,7 @@ def test_an_edited_plan_is_not_trained(store):
     assert [s.state for s in edited.status()] == ["failed", "done", "done", "done"]
 
 
-@pytest.mark.parametrize("name", [records.PLAN, FAILED, records.RESULT])
+@pytest.mark.parametrize("name", [records.PLAN, records.FAILED, records.RESULT])
 def test_a_torn_file_is_named(store, name):
     run_id = next(iter(store.runs))
     path = store.root / name if name == records.PLAN else store.directory(run_id) / name

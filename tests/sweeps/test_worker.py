@@ -16,7 +16,7 @@ from small_studies import SPAWN, finish, gone, publish, rows
 from sweeps import claim as claim_module
 from sweeps.launch.worker import MachineTrouble, compiling, work
 from sweeps.queue import Queue
-from sweeps.store import FAILED, Store
+from sweeps.store import Store
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_run_that_raises_is_recorded_and_the_others_go_on(store):
     assert [s.state for s in store.status()] == ["done", "failed", "done", "done"]
     assert "RuntimeError: out of luck" in store.failure(bad)["error"]
     assert (store.failure(bad)["attempts"], store.failure(bad)["reason"]) == (1, "error")
-    assert records.read_json(store.directory(bad) / FAILED)["error"] == store.failure(bad)["error"]
+    assert records.read_json(store.directory(bad) / records.FAILED)["error"] == store.failure(bad)["error"]
     assert "out of luck" in (records.attempts(store.directory(bad))[0] / "log.txt").read_text()
     assert store.retry([next(iter(store.runs))]) == 0
     with pytest.raises(ValueError, match="not in the plan"):
