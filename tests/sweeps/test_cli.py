@@ -118,7 +118,7 @@ def test_flops_of_every_step_of_the_ladder(capsys):
         (("run", "./nothing.py", "--on", "slurm", "--ray.gpus", "1"), "ray.gpus = 1: it says nothing with --on slurm"),
         (("tune", "./nothing.py", "--on", "ray", "--slurm.gpus", "8"), "slurm.gpus = 8: it says nothing with --on ray"),
         (
-            ("run", "quickstart", "--on", "slurm", "--hosts", "10.0.0.1:9876,2,0"),
+            ("run", "./nothing.py", "--on", "slurm", "--hosts", "10.0.0.1:9876,2,0"),
             "hosts = '10.0.0.1:9876,2,0': the nodes",
         ),
         (
