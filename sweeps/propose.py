@@ -89,7 +89,8 @@ def study_of(directory: str | Path, name: str | None = None) -> Study:
         name = words[0]
     preset = words[words.index("--preset") + 1] if "--preset" in words else "small"
     text = written.runs[0].run.data if "--data" in words else None
-    study = load(name, preset, text)
+    tokenizer = words[words.index("--tokenizer") + 1] if "--tokenizer" in words else None
+    study = load(name, preset, text, tokenizer=tokenizer)
     if isinstance(study.learning_rate, tuple):
         raise ValueError(
             f"study {study.name} sweeps learning rates: runs are proposed for studies with a rule or one rate"

@@ -264,19 +264,25 @@ def shipped(directory: Path = SHIPPED) -> dict[str, Path]:
     return {path.stem: path for path in sorted(directory.glob("*.py")) if path.stem != "__init__"}
 
 
-def load(name: str, preset: str = "small", data: Data | None = None) -> Study:
+def load(name: str, preset: str = "small", data: Data | None = None, *, tokenizer: str | None = None) -> Study:
     """A shipped study by its name, or a file by its path. data: the text it is asked on, instead of its own; the study's
-    name then ends in that of the text."""
+    name then ends in that of the text. tokenizer: as `corpus` was given it for that text, which the plan's command repeats."""
     if name in shipped(TUNINGS) and name not in shipped():
         raise ValueError(f"study {name!r}: this is a tuning; use `lab tune {name}`")
-    made, source = define("study", Study, shipped(), name, preset, data)
+    made, source = define("study", Study, shipped(), name, preset, data, tokenizer)
     return (
         replace(made, source=source) if data is None else replace(made, source=source, name=named_on(made.name, data))
     )
 
 
 def define(
-    what: str, kind: type[T], known: Mapping[str, Path], name: str, preset: str, data: Data | None
+    what: str,
+    kind: type[T],
+    known: Mapping[str, Path],
+    name: str,
+    preset: str,
+    data: Data | None,
+    tokenizer: str | None,
 ) -> tuple[T, str]:
     """What the function `what` of a file returns, which has to be of this kind, and the words by which it is found again. The
     file is one of the `known`, by its name, or any, by its path. Raises ValueError, naming the file, for whatever is wrong."""
@@ -310,7 +316,8 @@ def define(
     if not isinstance(made, kind):
         raise ValueError(f"{path}: `{what}` returned {type(made).__name__}, not a sweeps.{kind.__name__}")
     words = [name, *(["--preset", preset] if preset != "small" else [])]
-    return made, shlex.join(words if data is None else [*words, "--data", data.path or data.corpus])
+    words += ["--data", data.path or data.corpus] if data is not None else []
+    return made, shlex.join([*words, "--tokenizer", tokenizer] if tokenizer else words)
 
 
 def named_on(name: str, data: Data) -> str:

@@ -56,7 +56,7 @@ def quickstart(
     check_workers(workers)
     text = of_source(data, tokenizer)
     directory = out or Path("runs") / ("quickstart" if text is None else f"quickstart-{name_of(text)}")
-    train(make_plan(load("quickstart", preset, text)), str(directory), workers=workers)
+    train(make_plan(load("quickstart", preset, text, tokenizer=tokenizer)), str(directory), workers=workers)
     report(str(directory))
 
 
@@ -93,7 +93,7 @@ def plan(
     on = hardware.named(device)
     check_workers(workers)
     at_once = workers if workers is not None else os.cpu_count() or 1 if on.kind == "cpu" else 1
-    solved = make_plan(load(study, preset, of_source(data, tokenizer)))
+    solved = make_plan(load(study, preset, of_source(data, tokenizer), tokenizer=tokenizer))
     show(solved, Console(), device=on, workers=at_once)
     if out is not None:
         store = Store(out)
@@ -178,7 +178,7 @@ def run(
     written = study if files_at(study).exists(records.PLAN) else None
     if written is None:
         Console(stderr=True).print(f"planning {study}; the first time, the corpus is read and tokenized")
-        solved = make_plan(load(study, preset or "small", of_source(data, tokenizer)))
+        solved = make_plan(load(study, preset or "small", of_source(data, tokenizer), tokenizer=tokenizer))
     elif preset is not None:
         raise ValueError(
             f"preset = {preset!r}: {written} holds a plan, which is run as it is: leave it out, or run the study by its name "

@@ -90,7 +90,7 @@ def tune(
     words = [word for name, value in given.items() if value is not None for word in (name, value)]
     again = shlex.join(["lab", "tune", tuning, *words, "--retry"])
     console.print(f"planning {tuning}; the first time, the corpus is read and tokenized")
-    asked = load(tuning, preset, of_source(data, tokenizer))
+    asked = load(tuning, preset, of_source(data, tokenizer), tokenizer=tokenizer)
     if dry:
         show(grid_trials(asked, asked.grids), Console(), workers=workers or os.cpu_count() or 1)
         return

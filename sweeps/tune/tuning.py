@@ -147,13 +147,13 @@ class Tuning:
         )
 
 
-def load(name: str, preset: str = "small", data: Data | None = None) -> Tuning:
+def load(name: str, preset: str = "small", data: Data | None = None, *, tokenizer: str | None = None) -> Tuning:
     """A shipped tuning by its name, or a file's, by its path. data: the text that trials are trained on, instead of its own;
-    the tuning's name then ends in that of the text."""
+    the tuning's name then ends in that of the text. tokenizer: as in sweeps.load."""
     if name in shipped() and name not in shipped(TUNINGS):
         known = list(shipped(TUNINGS))
         raise ValueError(f"tuning {name!r}: this is a study; {nearest(name, known)}, or give a file with a `tuning`")
-    made, source = define("tuning", Tuning, shipped(TUNINGS), name, preset, data)
+    made, source = define("tuning", Tuning, shipped(TUNINGS), name, preset, data, tokenizer)
     return (
         replace(made, source=source) if data is None else replace(made, source=source, name=named_on(made.name, data))
     )

@@ -1,6 +1,7 @@
 """lab data, and studies on text that a person brings."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_study_on_ones_own_text_is_one_command(capsys, novels):
     assert code == 0 and "On" not in out and "on My_novels" in " ".join(out.split())
     study = sweeps.load("quickstart", "smoke", sweeps.corpus(novels))
     assert study.name == "quickstart-My_novels"
-    assert study.source == f"quickstart --preset smoke --data {novels}"
+    assert shlex.split(study.source) == ["quickstart", "--preset", "smoke", "--data", str(novels)]
     run(capsys, "data", "prepare", str(novels), "--out", "prepared")
     code, out, _ = run(capsys, "plan", "quickstart", "--preset", "smoke", "--data", "prepared", "--out", "plan")
     assert code == 0 and (novels.parent / "plan" / "plan.json").exists()

@@ -1,6 +1,7 @@
 """Proposed runs as runs of their study: nearest shapes, exact cost, seeds of their own, and a plan that still runs."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import pandas as pd
@@ -168,6 +169,10 @@ def test_a_study_with_steps_on_other_text_and_of_another_preset_is_found_again(t
     again = propose.study_of(directory)
     assert again == study and again.budgets == (1e8, 2e8) and again.name.endswith("-some_text")
     assert propose.study_of(directory, str(path)) == study
+    named = sweeps.load(str(path), "long", data, tokenizer="my words.json")
+    assert shlex.split(named.source)[-4:] == ["--data", str(text), "--tokenizer", "my words.json"]
+    Store(directory).write_plan(sweeps.plan(named).to_json())
+    assert propose.study_of(directory) == named
     table, left_out = propose.cells(study)
     assert all("can not be matched within" in reason for reason in left_out) and set(table["arm"]) == {
         "prefix_lm",
