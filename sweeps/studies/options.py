@@ -1,7 +1,7 @@
 """Which of the last years' modifications survive? A decoder-only model with each of them alone, at matched compute.
 
 command    lab run options && lab report options
-           each arm by its own rule: lab tune zoo --rules sweeps/rules/zoo.json, then learning_rate="tuned:zoo" below
+           the rules that it takes: lab tune zoo --rules sweeps/rules/zoo.json
 cost       `lab plan` says it; not run yet
 expected   docs/studies/README.md says what was found, once it was run
 
@@ -40,9 +40,8 @@ ZOO = {
     "factorised_8": Options(embedding_width=8),
     "shared_layers": Options(share_layers=True),
 }
-# `tuned:zoo` once that tuning has been run: the rules of the ladder know none of these arms.
 PRESETS = {
-    "small": replace(SMALL, budgets=(1e10, 4e10, 1.6e11), widths=SMALL.widths[:-1], window=3, learning_rate="lab"),
+    "small": replace(SMALL, budgets=(1e10, 4e10, 1.6e11), widths=SMALL.widths[:-1], window=3, learning_rate="tuned:zoo"),
     "gpu": replace(GPU, budgets=(1e12, 4e12, 1.6e13), widths=(32, *GPU.widths[:-2]), window=3, batch=16),
     "full": replace(FULL, budgets=FULL.budgets[:3], widths=FULL.widths[:6]),
 }
