@@ -112,7 +112,7 @@ ONCE = ("rho_loss", "rho_loss_free")  # no text may come again: they join where 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """shape of every family's stacks; text: tokens of an example. budgets: exact FLOPs, or `updates` of the baseline. rate:
-    AdamW's, where no rule was tuned."""
+    AdamW's, where no rule was tuned. tuned_at: where arms are tuned (sweeps.tunings.gains), if not at these budgets."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
     arms: tuple[str, ...] = tuple(ARMS)
@@ -121,6 +121,7 @@ class Preset:
     batch: int
     budgets: tuple[float, ...] = ()
     updates: tuple[int, ...] = ()
+    tuned_at: tuple[float, ...] = ()
     rate: float
     seeds: int
     examples: int = 512
@@ -133,7 +134,8 @@ T5 = Shape(D=768, F=2048, N=12, K=12, H=64, L=12, L_input=12)  # v1.1's
 PRESETS = {
     "smoke": Preset(shape=shape(16, 4), text=32, batch=2, budgets=(1e9, 2e9, 4e9), rate=0.01, seeds=2, examples=64,
                     arms=("wsd",)),
-    "small": Preset(shape=shape(16, 4), text=64, batch=4, budgets=(8e9, 3.2e10, 1.28e11), rate=0.02, seeds=5,
+    "small": Preset(shape=shape(16, 4), text=64, batch=4, budgets=(8e9, 2.4e10, 7.2e10), tuned_at=(8e9, 3.2e10, 1.28e11),
+                    rate=0.02, seeds=5,
                     arms=tuple(name for name in ARMS if name not in ("linear", "cosine")), learning_rate="tuned:gains"),
     "gpu": Preset(shape=shape(256, 8, head_width=64), text=256, batch=64, budgets=(1.2e14, 4.8e14, 1.92e15), rate=2e-3, seeds=5,
                   examples=4096, settings=dict(precision="bf16")),

@@ -1,4 +1,5 @@
-"""The arms of the study `no_train_no_gain`, tuned alike at its size and at each of its budgets.
+"""The arms of the study `no_train_no_gain`, tuned alike at its size and at each of its budgets (small: from the least of them
+to some beyond).
 
 command    lab tune gains --rules sweeps/rules/gains.json
 cost       `lab tune gains --dry`
@@ -21,7 +22,7 @@ def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
         name="gains" if preset == "small" else f"gains-{preset}",
         arms={first: arms.pop(first), **arms},
         against=against(arms),
-        budgets=budgets(preset, data),
+        budgets=chosen.tuned_at or budgets(preset, data),
         sizes=(chosen.shape,),
         batch=chosen.batch,
         rates=(0.25, 0.5, 1.0, 2.0, 4.0),
