@@ -2,7 +2,7 @@
 
 command    lab tune gains --rules sweeps/rules/gains.json
            lab run no_train_no_gain && lab report no_train_no_gain
-cost       small: 3.0e13 FLOPs in 540 runs; planned 18 minutes on 2 CPU cores, measured 38 on cores shared with other work
+cost       small: 1.9e13 FLOPs in 540 runs; planned 13 minutes on 2 CPU cores, measured 17 min 20 s
            (its tuning: 7.7e13 FLOPs in 1,386 trials, 2.75 hours of training). smoke: 54 runs, 3 minutes on one busy core
            gpu, bert, t5: plans, `lab plan` says what they cost
 expected   docs/studies/no_train_no_gain.md

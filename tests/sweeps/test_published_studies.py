@@ -20,7 +20,7 @@ from sweeps.study import SHIPPED
 PAGES = Path(__file__).parents[2] / "docs" / "studies"
 STUDIES = sorted(path.stem for path in PAGES.glob("*.csv") if (SHIPPED / f"{path.stem}.py").exists())
 DECIDE = ("jax", "jaxlib", "optax", "numpy")
-CELLS = 2  # the cheapest of a study that are trained again
+CELLS = 2  # of a study that are trained again: those of fewest tokens, in whose few steps roundings are not amplified
 
 
 @cache
@@ -55,10 +55,8 @@ def test_cells_come_out_again(study, tmp_path):
     """Trained by a worker of their own, where text and versions are the page's."""
     page = (PAGES / f"{study}.md").read_text()
     said = dict(re.findall(r"^\| (Manifest|Versions) \| (.+) \|$", page, re.MULTILINE))
-    cheapest = sorted(
-        (row for row in published(study) if row["status"] == "done"), key=lambda r: float(r["flops_exact"])
-    )
-    chosen = {cell(row): row for row in cheapest[:CELLS]}
+    shortest = sorted((row for row in published(study) if row["status"] == "done"), key=lambda r: int(r["tokens_seen"]))
+    chosen = {cell(row): row for row in shortest[:CELLS]}
     here = next(iter(planned(study).values())).run.data.manifest
     if not said["Manifest"].startswith(here):
         pytest.skip(f"the text is not what this page is of: {here[:12]} here")
