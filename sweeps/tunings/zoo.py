@@ -1,8 +1,8 @@
 """Every modification of the study `options`, tuned alike.
 
 command    lab tune zoo --rules sweeps/rules/zoo.json
-cost       4.7e13 FLOPs in 1,760 trials (grids were moved twice; 1,232 are planned at first, for 28 minutes on 2 CPU cores), 1.7 hours
-           of training, 53 minutes on cores shared with other work
+cost       4.7e13 FLOPs in 1,760 trials (grids were moved twice; 1,232 are planned at first, for 28 minutes on 2 CPU cores),
+           1.7 hours of training, 53 minutes on cores shared with other work
 expected   docs/studies/tuning-zoo.md
 """
 
