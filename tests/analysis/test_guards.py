@@ -110,10 +110,14 @@ UNFAIR = {
     "undecayed": [lambda: without_decay(BASE)],
     "unlike_decay": [lambda: without_decay("arm")],
     "model": [with_rows(lambda row: row.update(model="wider"))],
+    "batch": [with_rows(lambda row: row.update(batch=64))],
     "repeated_text": [with_rows(lambda row: row.update(epochs=3.0))],
     "unequal_tuning": [
         with_rules(lambda arms: arms["arm"].update(trials=24)),
         with_rules(lambda arms: arms.pop("arm")),
+    ],
+    "borrowed_rule": [
+        with_rules(lambda arms: arms["arm"].update(rule="other", borrowed=["options.mlp 'swiglu' there, 'gelu' here"]))
     ],
     "ablation": [with_rows(lambda row: row.update(charged=False))],
     "untuned": [with_rules(lambda arms: arms.clear())],
