@@ -124,7 +124,7 @@ def _differences(axes: Axes, answer: Answer) -> None:
             axes.fill_between(answer.compute[in_range], low, high, color=colour, alpha=0.14, linewidth=0)
             axes.plot(answer.compute[in_range], middle, color=colour, linewidth=1.0, linestyle="--")
         points = [v for (name, _), v in answer.differences.items() if name == arm and isinstance(v, Difference)]
-        shift = np.exp(step * (index - (len(answer.others) - 1) / 2))  # of the middle one none
+        shift = np.exp(step * (index - (len(answer.others) - 1) / 2))
         for point in points:
             look = _look(answer, arm)
             # An empty marker is not a comparison of minima.

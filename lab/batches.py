@@ -16,9 +16,8 @@ from lab.ledger import method_of
 from lab.objectives import Batch, build
 from lab.spec import Data, Objective, Run
 
-AHEAD = (
-    2**16
-)  # tokens that are read and built together: arrays of a step or two are so small that calls would be what they cost
+# Tokens that are read and built together: arrays of a step or two are so small that calls would be what they cost.
+AHEAD = 2**16
 
 
 class Batches:
@@ -32,10 +31,8 @@ class Batches:
         if self._method.one_epoch:
             epochs(run, cost.steps(run, run.V))  # which refuses what would come again
         self._sentinels = o.ul2_spans if o.name == "ul2" else 0
-        self._built: tuple[range, Batch] = (
-            range(0),
-            Batch(None, None, None),
-        )  # some of the stream, and what is made of it
+        # A block of the stream, and what is made of it.
+        self._built: tuple[range, Batch] = range(0), Batch(None, None, None)
         count = run.evaluation.examples
         self.held_out: list[tuple[Form, Batch]]
         if o.name == "pairs":

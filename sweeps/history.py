@@ -134,9 +134,8 @@ class History:
             raise self._damage(number, f"not an event ({wrong})")
         event = Event(number=number, kind=content["kind"], content=content)
         named = event.directory if kind == "attempt" else content["attempt"] if kind == "ended" else None
-        if named is not None and not records.PLACE.fullmatch(
-            named
-        ):  # it may name files of this run's directory and no others
+        # It may name files of this run's directory and no others.
+        if named is not None and not records.PLACE.fullmatch(named):
             raise self._damage(number, f"not an event (attempt {named!r})")
         return event
 
