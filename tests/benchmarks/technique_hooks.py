@@ -1,19 +1,22 @@
 """What the loop's hooks for techniques cost a run that has none: `train` of this checkout beside that of another, in turn.
 
     git worktree add /tmp/before <commit without the hooks>
-    python tests/benchmarks/technique_hooks.py /tmp/before [rounds]
+    python tests/benchmarks/technique_hooks.py /tmp/before [processes] [turns]
 
-Each round starts a process for either checkout, which trains one small run with a warm cache of compiled programs and prints
-seconds a step of its loop alone (evaluation and set-up are not in it). Prints the medians and the median ratio.
+A process of either checkout stays alive with its compiled program, both on one core; they train the same small run by turns of
+a few seconds, so that the machine is the same for both. Processes are started several times, since how a process happens to
+lie in memory is worth a percent by itself. Prints seconds a step of the loop alone (evaluation and set-up are not in it), each
+process's ratio, and their median with the range of medians when processes are drawn again.
 """
 
 import os
+import random
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-ROUNDS, STEPS = 7, 1500
+PROCESSES, TURNS, STEPS, DRAWS = 6, 12, 500, 2000
 HERE = Path(__file__).parents[2]
 ONE = f"""
 import os, sys, tempfile
@@ -28,31 +31,55 @@ from runs import make_run
 from sweeps.ladder import shape
 run = make_run("decoder_only", shape=shape(32, 2), objective=Objective(S=64, T=64), batch=8, data=describe("markov").data,
                budget=Budget(unit="steps", amount={STEPS}), evaluation=Evaluation(examples=64))
-best = 9e9
-for _ in range(3):
+for _ in sys.stdin:
     with tempfile.TemporaryDirectory() as directory:
         result = train(run, Path(directory), checkpoint_seconds=1e9)
-    best = min(best, result["outcome"]["tokens_seen"] / result["measured"]["tokens_per_second"] / {STEPS})
-print(best)
+    print(result["outcome"]["tokens_seen"] / result["measured"]["tokens_per_second"] / {STEPS}, flush=True)
 """
 
 
-def seconds_a_step(checkout: Path) -> float:
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    made = subprocess.run([sys.executable, "-c", ONE, str(checkout)], capture_output=True, text=True, check=True,
-                          env=environment, cwd=checkout)  # fmt: skip
-    return float(made.stdout)
+def start(checkout: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", ONE, str(checkout)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL, text=True, cwd=checkout,
+                            env={**os.environ, "PYTHONPATH": str(checkout)})  # fmt: skip
+
+
+def turn(process: subprocess.Popen[str]) -> float:
+    """Seconds a step."""
+    assert process.stdin and process.stdout
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def compared(before: Path, turns: int) -> tuple[float, float, float]:
+    """Medians of a fresh process of either checkout, seconds a step, and the median ratio of their turns."""
+    then, now = start(before), start(HERE)
+    try:
+        turn(then), turn(now)  # compiles
+        pairs = []
+        for index in range(turns):
+            order = (then, now) if index % 2 else (now, then)
+            taken = {process: turn(process) for process in order}
+            pairs.append((taken[then], taken[now]))
+    finally:
+        then.kill(), now.kill()
+    olds, news = zip(*pairs, strict=True)
+    return statistics.median(olds), statistics.median(news), statistics.median(new / old for old, new in pairs)
 
 
 def main() -> None:
-    before, taken, rounds = Path(sys.argv[1]).absolute(), {}, int(sys.argv[2]) if len(sys.argv) > 2 else ROUNDS
-    for index in range(rounds):
-        for checkout in (before, HERE)[:: 1 if index % 2 else -1]:
-            taken.setdefault(checkout, []).append(seconds_a_step(checkout))
-    ratio = statistics.median(now / then for now, then in zip(taken[HERE], taken[before], strict=True))
-    for name, checkout in (("before", before), ("now", HERE)):
-        print(f"{name:6s} {statistics.median(taken[checkout]) * 1e3:.4f} ms a step")
-    print(f"ratio {ratio:.4f} (median of {rounds} rounds)")
+    before = Path(sys.argv[1]).absolute()
+    processes, turns = (int(given) for given in (*sys.argv[2:], *(PROCESSES, TURNS)[len(sys.argv) - 2 :]))
+    ratios = []
+    for _ in range(processes):
+        old, new, ratio = compared(before, turns)
+        print(f"before {old * 1e3:.4f} now {new * 1e3:.4f} ms a step, ratio {ratio:.4f} ({turns} turns)", flush=True)
+        ratios.append(ratio)
+    draw = random.Random(0)
+    drawn = sorted(statistics.median(draw.choices(ratios, k=processes)) for _ in range(DRAWS))
+    low, high = drawn[DRAWS // 40], drawn[-DRAWS // 40]
+    print(f"ratio {statistics.median(ratios):.4f} (median of {processes} pairs of processes, {low:.4f} to {high:.4f})")
 
 
 if __name__ == "__main__":
