@@ -33,6 +33,7 @@ from sweeps.grid import target_share
 from sweeps.scale import SCALES
 from sweeps.study import Study, arm, corpus
 
+CSV = "target_share.csv"
 COLUMNS = ("arm", "budget", "value", "low", "high", "p_holm", "detectable")
 ARMS = ("decoder_only", "prefix_lm", "encoder_decoder")
 SHARES = ("1-16", "1-4", "1-2", "3-4", "15-16")
@@ -76,24 +77,36 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
 
 
 def main(directories: list[Path], out: Path) -> None:
-    """Differences of all shares to decoder_only, by budget, into target_share.md, .csv and .png."""
+    """Differences of all shares to decoder_only, by budget, into target_share.md, .csv and .png. Shares that `out` has from
+    earlier, and that are not given, stay."""
     rows: list[dict[str, Any]] = []
     for directory in directories:
         what = plan_file.read(directory)["study"]["name"].removeprefix("target_share-")
         for found in json.loads((directory / VERDICT).read_text(encoding="utf-8"))["differences"]:
             rows.append({"panel": what, **{key: found.get(key) for key in COLUMNS}})
+    out.mkdir(parents=True, exist_ok=True)
+    rows += [row for row in earlier(out / CSV) if row["panel"] not in {row["panel"] for row in rows}]
     if missing := [row["panel"] for row in rows if row["value"] is None]:
         print(f"no difference could be made in {', '.join(dict.fromkeys(missing))}: see the reports there")
     order = [*SHARES, *PAIRS]  # of text of one's own "1-2-novels"
     rows.sort(key=lambda row: (next(i for i, what in enumerate(order) if row["panel"].startswith(what)), row["panel"],
                                row["arm"], row["budget"]))  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "target_share.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / CSV).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["panel", *COLUMNS], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     save(figure(rows), out / "target_share.png")
     (out / "target_share.md").write_text(page(rows), encoding="utf-8")
+
+
+def earlier(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table that `main` wrote."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    texts = ("panel", "arm")
+    return [{key: text if key in texts else float(text) if text else None for key, text in row.items()} for row in rows]
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -118,7 +131,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         *table(("share of targets, or pairs", "arm", *(f"{budget:.3g} FLOPs" for budget in budgets)), lines),
         "",
-        "As a table: [target_share.csv](target_share.csv).",
+        f"As a table: [{CSV}]({CSV}).",
         "",
         "![Differences by share](target_share.png)",
         "",

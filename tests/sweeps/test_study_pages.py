@@ -78,3 +78,18 @@ def test_shares_of_targets_stand_in_one_table(tmp_path, capsys):
     with (tmp_path / "target_share.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 12
     assert json.loads((directories[0] / VERDICT).read_text())["differences"][0]["value"] == 0.02
+
+
+def test_shares_that_were_run_earlier_stay_in_the_table(tmp_path):
+    def found(value):
+        known = {"low": value - 0.01, "high": value + 0.01, "p_holm": 0.5, "detectable": 0.02}
+        return {"differences": [{"arm": "prefix_lm", "budget": 3e10, "value": value, **known}]}
+
+    half, most = (sweeps.load("target_share", f"small-{what}") for what in ("1-2", "15-16"))
+    target_share.main([planned(tmp_path / "first", half, found(0.01)), planned(tmp_path, most, found(0.02))], tmp_path)
+    before = (tmp_path / "target_share.md").read_text()
+    target_share.main([planned(tmp_path / "again", half, found(0.03))], tmp_path)
+    after = (tmp_path / "target_share.md").read_text()
+    assert after == before.replace("+0.010 (+0.000 to +0.020)", "+0.030 (+0.020 to +0.040)") != before
+    with (tmp_path / "target_share.csv").open() as file:
+        assert [(row["panel"], row["value"]) for row in csv.DictReader(file)] == [("1-2", "0.03"), ("15-16", "0.02")]
