@@ -89,11 +89,12 @@ LEARNING_RATES: dict[str, Rule] = {
         fitted=(5e6, 901e6),
     ),
     "step_law": Rule(
-        source="Li et al. 2025 (Step Law), refitted on its released points: 1.80 N^-0.713 D^0.307",
+        source="Li et al. 2025 (Step Law), the mean of its released bootstrap fits: 1.80 N^-0.713 D^0.307",
         rate=lambda size: 1.80 * size.body_parameters**-0.713 * size.tokens**0.307,
         measure=lambda size: size.body_parameters,
         unit="body parameters",
-        fitted=(60e6, 1.1e9),
+        fitted=(2.14e8, 1.08e9),  # of the released dense runs
+        tokens=(4e9, 1e11),
     ),
 }
 

@@ -179,6 +179,8 @@ def test_a_published_rule_warns_outside_its_range():
     assert ladder.LEARNING_RATES["porian"]("porian", fitted) == pytest.approx(0.0047)
     law = ladder.LEARNING_RATES["step_law"]("step_law", replace(size, body_parameters=10**9, tokens=1e11))
     assert law == pytest.approx(1.80 * 1e9**-0.713 * 1e11**0.307)
+    with pytest.warns(UserWarning, match=r"fitted on tokens from 4e\+09 to 1e\+11 and is asked at 1e\+08"):
+        ladder.LEARNING_RATES["step_law"]("step_law", replace(size, body_parameters=10**9, tokens=1e8))
     with pytest.raises(ValueError, match="did you mean 'porian'"):
         ladder.learning_rate("porain", run, V)
 
