@@ -15,23 +15,25 @@ from lab.versions import versions
 from sweeps.launch import local
 from sweeps.plan import PlannedRun
 from sweeps.store import Store
-from sweeps.study import SHIPPED
 
 PAGES = Path(__file__).parents[2] / "docs" / "studies"
-STUDIES = sorted(path.stem for path in PAGES.glob("*.csv") if (SHIPPED / f"{path.stem}.py").exists())
+RUN = re.compile(r"^    lab run (?P<name>\S+)(?: --preset (?P<preset>\S+))?", re.MULTILINE)
+# {page: how its study is run}, as the page says.
+STUDIES = {path.stem: found.groupdict("small") for path in sorted(PAGES.glob("*.md")) if path.stem != "README"
+           and (found := RUN.search(path.read_text(encoding="utf-8")))}  # fmt: skip
 DECIDE = ("jax", "jaxlib", "optax", "numpy")
 CELLS = 2  # of a study that are trained again: those of fewest tokens, in whose few steps roundings are not amplified
 
 
 @cache
-def published(study: str) -> list[dict[str, str]]:
-    with (PAGES / f"{study}.csv").open() as file:
+def published(page: str) -> list[dict[str, str]]:
+    with (PAGES / f"{page}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 @cache
-def planned(study: str) -> dict[tuple[Any, ...], PlannedRun]:
-    plan = sweeps.plan(sweeps.load(study))
+def planned(page: str) -> dict[tuple[Any, ...], PlannedRun]:
+    plan = sweeps.plan(sweeps.load(**STUDIES[page]))
     return {(r.arm, r.budget, r.rung, r.run.seed.init, r.run.seed.data): r for r in plan.runs}
 
 
@@ -39,25 +41,30 @@ def cell(row: dict[str, str]) -> tuple[Any, ...]:
     return row["arm"], float(row["budget"]), int(row["rung"]), int(row["seed_init"]), int(row["seed_data"])
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_a_page_is_of_what_its_command_plans(study):
-    rows = {cell(row): row for row in published(study)}
-    assert rows.keys() == planned(study).keys()
+def test_every_table_of_runs_has_a_page_that_says_how_it_was_run():
+    of_runs = {path.stem for path in PAGES.glob("*.csv") if "rung" in path.read_text().partition("\n")[0].split(",")}
+    assert of_runs == STUDIES.keys() and len(of_runs) > 6
+
+
+@pytest.mark.parametrize("page", STUDIES)
+def test_a_page_is_of_what_its_command_plans(page):
+    rows = {cell(row): row for row in published(page)}
+    assert rows.keys() == planned(page).keys()
     for key, row in rows.items():
-        run = planned(study)[key].run
+        run = planned(page)[key].run
         assert (int(row["D"]), int(row["L"])) == (run.shape.D, run.shape.L)
         assert float(row["learning_rate"]) == pytest.approx(run.optimizer.learning_rate, rel=1e-9)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", STUDIES)
-def test_cells_come_out_again(study, tmp_path):
+@pytest.mark.parametrize("page", STUDIES)
+def test_cells_come_out_again(page, tmp_path):
     """Trained by a worker of their own, where text and versions are the page's."""
-    page = (PAGES / f"{study}.md").read_text()
-    said = dict(re.findall(r"^\| (Manifest|Versions) \| (.+) \|$", page, re.MULTILINE))
-    shortest = sorted((row for row in published(study) if row["status"] == "done"), key=lambda r: int(r["tokens_seen"]))
+    text = (PAGES / f"{page}.md").read_text()
+    said = dict(re.findall(r"^\| (Manifest|Versions) \| (.+) \|$", text, re.MULTILINE))
+    shortest = sorted((row for row in published(page) if row["status"] == "done"), key=lambda r: int(r["tokens_seen"]))
     chosen = {cell(row): row for row in shortest[:CELLS]}
-    here = next(iter(planned(study).values())).run.data.manifest
+    here = next(iter(planned(page).values())).run.data.manifest
     if not said["Manifest"].startswith(here):
         pytest.skip(f"the text is not what this page is of: {here[:12]} here")
     other = [
@@ -65,10 +72,10 @@ def test_cells_come_out_again(study, tmp_path):
     ]
     if other:
         pytest.skip(f"versions that this page was not made with: {', '.join(other)}")
-    runs = [planned(study)[key].run for key in chosen]
-    store = Store(tmp_path / study)
+    runs = [planned(page)[key].run for key in chosen]
+    store = Store(tmp_path / page)
     rows = [{"run_id": r.run_id, "arm": key[0], "run": to_json(r)} for key, r in zip(chosen, runs, strict=True)]
-    store.write_plan({"schema": records.SCHEMA, "study": {"name": study}, "runs": rows})
+    store.write_plan({"schema": records.SCHEMA, "study": {"name": page}, "runs": rows})
     local.start(store.root, local.cpu_slots(2))
     for run, row in zip(runs, chosen.values(), strict=True):
         outcome = records.read_result(store.directory(run.run_id))["outcome"]
