@@ -105,6 +105,7 @@ def analyse(path: str | Path) -> Answer:
     crossings = {arm: attempt(lambda arm=arm: _crossing(compared, arm, baseline)) for arm in arms if arm != baseline}
     curves = {arm: attempt(lambda arm=arm: _curve(found, arm)) for arm in arms}
     readings = tuple(compare.readings(frame, found, compared))
+    each = steps(frame, found, judged_by)
     lack = noise.lack_of_fit(frame, found)
     return Answer(
         study=study,
@@ -120,11 +121,11 @@ def analyse(path: str | Path) -> Answer:
         gaps=gaps,
         crossings=crossings,
         pairs=compare.pairwise(frame, found, judged_by),
-        steps=steps(frame, found, judged_by),
+        steps=each,
         outlook=attempt(lambda: outlook(frame)),
         curves=curves,
         readings=readings,
-        sensitivity=tuple(_sensitivity(frame, found, compared, judged_by, law, readings)),
+        sensitivity=tuple(_sensitivity(frame, found, compared, judged_by, law, readings, each)),
         caveats=(
             *_law_against_measured(compared, gaps, compute),
             *_caveats(frame, found, judged_by, lack, law, draws),
@@ -212,20 +213,27 @@ def _sensitivity(
     judged_by: Noise | Refused,
     law: Fit | Refused,
     readings: tuple[Reading, ...],
+    each: tuple[Step, ...],
 ) -> list[Sensitivity]:
     baseline = frame.attrs["study"]["baseline"]
     same = {arm for (arm, _), value in compared.items() if isinstance(value, Difference) and value.same_runs}
     others = [arm for arm in frame.attrs["study"]["arms"] if arm != baseline and arm not in same]
     rows = []
     matched_on = frame.attrs["study"]["match"]["convention"]
-    for reading in (reading for reading in readings if reading.convention != matched_on):
+    counted = [(baseline, reading.arm, reading) for reading in readings]
+    counted += [
+        (s.before, f"{s.before} -> {s.arm}", r) for s in each if baseline not in (s.before, s.arm) for r in s.readings
+    ]
+    for before, name, reading in counted:
+        if reading.convention == matched_on:
+            continue
         beyond = f", extrapolation by a factor {reading.beyond:.2f}" if reading.beyond > 1.005 else ""
         rows.append(
             Sensitivity(
                 choice=f"FLOPs counted as {reading.convention}{beyond}",
-                arm=reading.arm,
+                arm=name,
                 value=reading.value,
-                reads=_in_words(reading.reads, reading.arm, baseline),
+                reads=_in_words(reading.reads, reading.arm, before),
                 changes=reading.flips,
             )
         )

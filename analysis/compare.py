@@ -13,7 +13,7 @@ smaller.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -314,9 +314,19 @@ def _elsewhere(resolved: list[Difference]) -> str:
 # --------------------------------------------------------------------------------------------
 
 
-def readings(frame: pd.DataFrame, found: Minima, compared: Compared) -> list[Reading]:
-    """Whether the answer at each arm's largest compared budget changes with how FLOPs are counted."""
-    done, baseline = finished(frame), frame.attrs["study"]["baseline"]
+def readings(
+    frame: pd.DataFrame,
+    found: Minima,
+    compared: Compared,
+    *,
+    baseline: str | None = None,
+    among: Sequence[Difference] | None = None,
+) -> list[Reading]:
+    """Whether the answer at each arm's largest compared budget changes with how FLOPs are counted. baseline: what `compared` is
+    against, where it is not the study's. among: the differences that its p is corrected for, where those are more."""
+    done, baseline = finished(frame), baseline or frame.attrs["study"]["baseline"]
+    if among is None:
+        among = [d for d in compared.values() if isinstance(d, Difference)]
     read = []
     for convention in CONVENTIONS:
         curve = [
@@ -339,7 +349,7 @@ def readings(frame: pd.DataFrame, found: Minima, compared: Compared) -> list[Rea
             difference, m = usable[-1]
             at = math.log(_flops_at(done, m, convention))
             value = m.loss - _piecewise(at, log_C, loss)
-            reads = _reads(value, difference, compared)
+            reads = _reads(value, difference, among)
             outside = max(log_C.min() - at, at - log_C.max(), 0.0)
             read.append(
                 Reading(
@@ -348,17 +358,19 @@ def readings(frame: pd.DataFrame, found: Minima, compared: Compared) -> list[Rea
                     budget=difference.budget,
                     value=value,
                     reads=reads,
-                    flips=reads != _reads(difference.value, difference, compared),
+                    flips=reads != _reads(difference.value, difference, among),
                     beyond=math.exp(outside),
                 )
             )
     return read
 
 
-def _reads(value: float, difference: Difference, compared: Compared) -> Literal["A better", "B better", "not resolved"]:
+def _reads(
+    value: float, difference: Difference, among: Sequence[Difference]
+) -> Literal["A better", "B better", "not resolved"]:
     """As the difference itself would read if it were `value`, all others being what they are."""
     p = float(2 * stats.t.sf(abs(value) / difference.standard_error, difference.dof))
-    others = [d.p for d in compared.values() if isinstance(d, Difference) and not d.same_runs and d is not difference]
+    others = [d.p for d in among if not d.same_runs and d is not difference]
     if not holm([p, *others])[0] < ALPHA:
         return "not resolved"
     return "A better" if value < 0 else "B better"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis.compare import ALPHA, Difference, difference, with_power
+from analysis.compare import ALPHA, Difference, Reading, difference, readings, with_power
 from analysis.frame import DEPTHS
 from analysis.isoflop import Minima
 from analysis.multiplicity import holm
@@ -23,12 +23,13 @@ Designs = Mapping[str, Mapping[str, str]]  # of each arm: analysis.frame.design
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """`arm` is `before` but for `what`. differences: arm minus before at each budget, nats; p_holm is corrected over all steps
-    of the study at all budgets."""
+    of the study at all budgets. readings: what the largest of these budgets says under another count of FLOPs."""
 
     before: str
     arm: str
     what: str
     differences: tuple[Difference | Refused, ...]
+    readings: tuple[Reading, ...] = ()
 
 
 def alike_but_for_one(designs: Designs) -> Iterator[tuple[str, str]]:
@@ -65,7 +66,14 @@ def steps(frame: pd.DataFrame, found: Minima, noise: Noise | Refused) -> tuple[S
             for budget in budgets))
         for before, arm in frame.attrs["study"].get("steps") or alike_but_for_one(designs)
     ]  # fmt: skip
-    return tuple(_corrected(made))
+    corrected = tuple(_corrected(made))
+    among = [d for step in corrected for d in step.differences if isinstance(d, Difference)]
+    return tuple(
+        replace(step, readings=tuple(readings(
+            frame, found, {(step.arm, budget): d for budget, d in zip(budgets, step.differences, strict=True)},
+            baseline=step.before, among=among)))
+        for step in corrected
+    )  # fmt: skip
 
 
 def _corrected(made: Sequence[Step]) -> Iterator[Step]:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import synthetic
+from analysis import compare
 from analysis.answer import analyse
 from analysis.compare import Difference
 from analysis.frame import design, load
@@ -105,3 +106,21 @@ def test_a_study_may_name_its_own(tmp_path):
         "cross: separate -> merged, stacks: separate -> shared, memory: final -> same, inputs: bidirectional -> causal"
     )
     assert [d.p_holm for d in step.differences] == pytest.approx(holm([d.p for d in step.differences]))
+
+
+def test_a_step_is_read_under_another_count_of_flops_as_if_its_first_arm_were_the_baseline(answer):
+    assert {row.arm for row in answer.sensitivity if "->" in row.arm} == {
+        "shared_stacks -> prefix_lm",
+        "prefix_lm -> decoder_only",
+    }
+    for step in answer.steps:
+        frame = answer.frame.copy()
+        frame.attrs = answer.frame.attrs | {"study": answer.study | {"baseline": step.before}}
+        compared = compare.differences(frame, answer.minima, answer.noise)
+        direct = {r.convention: r for r in compare.readings(frame, answer.minima, compared) if r.arm == step.arm}
+        assert {r.convention for r in step.readings} == direct.keys() > {"exact", "textbook"}
+        for reading in step.readings:
+            assert reading.value == pytest.approx(direct[reading.convention].value, abs=1e-12)
+            assert reading.beyond == direct[reading.convention].beyond
+        (exact,) = (r for r in step.readings if r.convention == "exact")
+        assert exact.value == pytest.approx(step.differences[-1].value, abs=1e-3) and not exact.flips

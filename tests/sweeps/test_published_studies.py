@@ -56,6 +56,55 @@ def test_a_page_is_of_what_its_command_plans(page):
         assert float(row["learning_rate"]) == pytest.approx(run.optimizer.learning_rate, rel=1e-9)
 
 
+NUMBER = r"[+-]\d\.\d+"
+DIFFERENCE = re.compile(rf"({NUMBER}) \(({NUMBER}) to ({NUMBER})\)(?:, p (?:< )?(\d\.\d+))?")
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+
+
+def differences(page: str) -> dict[tuple[str, str, str], tuple[float, ...]]:
+    """{(arm, what it is compared with, budget): difference in nats, low, high, p} of both of a page's tables."""
+    text, found = (PAGES / f"{page}.md").read_text(encoding="utf-8"), {}
+    (baseline,) = re.findall(r"^Baseline: (\w+)\.", text, re.MULTILINE)
+    for row in rows_of(text.partition("| arm | FLOPs |")[2].partition("\n\n")[0]):
+        if len(row) > 7 and (interval := re.fullmatch(rf"({NUMBER}) to ({NUMBER})", row[6])):
+            found[row[0], baseline, row[1]] = tuple(float(x) for x in (row[5], *interval.groups(), row[7].strip("< ")))
+    steps = rows_of(text.partition("## One thing at a time")[2].partition("\nNoise")[0])
+    for before, after, _, *cells in steps[2:]:
+        for budget, said in zip(steps[0][3:], cells, strict=True):
+            if known := DIFFERENCE.match(said):
+                found[after, before, budget] = tuple(float(x) for x in known.groups())
+    return found
+
+
+def test_the_maps_table_says_what_the_pages_say():
+    map_ = (
+        (PAGES / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## What taking it away did")[2]
+        .partition("\n## ")[0]
+    )
+    rows = rows_of(map_)[2:]
+    assert len(rows) > 12
+    for _, link, before, after, budget, said, p, verdict in rows:
+        of = differences(re.fullmatch(r"\[.+\]\((.+)\.md\)", link)[1])
+        known, sign = (
+            (of[after, before, budget], 1) if (after, before, budget) in of else (of[before, after, budget], -1)
+        )
+        value, *ends = (sign * number for number in known[:3])
+        shown = DIFFERENCE.fullmatch(said)
+        assert [float(x) for x in shown.groups()[:3]] == pytest.approx([value, *sorted(ends)], abs=6e-4), (
+            link,
+            after,
+            said,
+        )
+        assert float(p.strip("< ")) == pytest.approx(known[3], abs=6e-4), (link, after, p)
+        resolved = known[3] < 0.05
+        assert verdict == ("not resolved" if not resolved else "better without" if value < 0 else "worse without")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", STUDIES)
 def test_cells_come_out_again(page, tmp_path):
