@@ -1,6 +1,7 @@
 """How large a study is. The shipped studies of structure share these, so that what one finds can be laid beside another's."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lab.spec import Data, Shape
@@ -11,8 +12,8 @@ from sweeps.study import corpus
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """budgets: exact FLOPs. widths: of the ladder's rungs. text: tokens of an example, inputs and targets. learning_rate: the
-    rule that suits these sizes. repeat: whether more than four epochs of the default text are let pass, as in a plan that
-    is for other text."""
+    rule that suits these sizes. extra_seeds: as in a Study. repeat: whether more than four epochs of the default text are let
+    pass, as in a plan that is for other text."""
 
     budgets: tuple[float, ...]
     widths: tuple[int, ...]
@@ -25,6 +26,7 @@ class Scale:
     precision: Literal["f32", "bf16"] = "bf16"
     head_width: int = 16
     repeat: bool = False
+    extra_seeds: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def tuned(self) -> bool:
@@ -46,7 +48,7 @@ class Scale:
     def study(self) -> dict[str, Any]:
         """For `Study`: what does not depend on the question."""
         return {"budgets": self.budgets, "batch": self.batch, "seeds": self.seeds, "window": self.window,
-                "learning_rate": self.learning_rate}  # fmt: skip
+                "learning_rate": self.learning_rate, "extra_seeds": self.extra_seeds}  # fmt: skip
 
 
 # Two CPU cores, half an hour at most; one GPU, an hour at most; a cluster, as a plan.

@@ -14,11 +14,10 @@ import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lab.cache import cache_directory
 from lab.data import index, workers
@@ -29,6 +28,7 @@ from lab.data.manifest import FILE, SHARDS, SPLITS, Sums, describe_skipped, desc
 from lab.data.parts import stem
 from lab.data.subwords import find, keep
 from lab.data.tokenizers import Tokenizer
+from lab.data.work_directory import alone, remove_abandoned
 from lab.data.workers import Progress
 from lab.records import SCHEMA, read_json, write_bytes, write_json
 from lab.spec import Data
@@ -79,7 +79,7 @@ def describe(
     known = _read(shortcut)
     directory = _root() / known["manifest"] / encoder.name if known else None
     if directory is None or not _stored(directory):
-        _remove_abandoned(_root(), ".preparing-*", ABANDONED)
+        remove_abandoned(_root(), ".preparing-*", ABANDONED)
         directory = _build(
             corpus,
             found,
@@ -148,7 +148,7 @@ def prepare(
             )
     if there is None or there.get("made_from") != made_from:
         work = out.parent / f".{out.name}.preparing-{made_from[:16]}"
-        _remove_abandoned(out.parent, f".{out.name}.preparing-*", 0, but=work)
+        remove_abandoned(out.parent, f".{out.name}.preparing-*", 0, but=work)
         _build(
             corpus,
             found,
@@ -267,7 +267,7 @@ def _build(
     """Reads, tokenizes, deduplicates, splits and stores every document in `out`, else in the cache; that directory. What the
     source or the tokenizer is at fault for (ValueError) leaves nothing behind; what else went wrong (OSError of disk or hub,
     a worker's death) leaves the parts that are done."""
-    with _alone(work):
+    with alone(work):
         there = prepared_in(out) if out else None
         if out and there and about and there.get("made_from") == about["made_from"]:  # another process was at it
             shutil.rmtree(work, ignore_errors=True)
@@ -380,39 +380,6 @@ def _same(directory: Path, there: dict[str, Any], made: dict[str, Any]) -> None:
         raise ValueError(_another(directory, there, differences(there, made) or f"{', '.join(differ)} differ"))
     if there.get("made_from") != made.get("made_from"):
         write_json(directory / FILE, {**there, "source_bytes": made["source_bytes"], "made_from": made["made_from"]})
-
-
-@contextlib.contextmanager
-def _alone(work: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds the work directory, made if need be, until the end; BlockingIOError where another does and `wait` is false."""
-    stream = None
-    while stream is None:
-        work.mkdir(parents=True, exist_ok=True)
-        stream = _locked(work / "lock", wait)
-    with stream:
-        yield
-
-
-def _locked(file: Path, wait: bool) -> TextIO | None:
-    """The file, open and locked; None where whoever held it has ended, and removed the directory."""
-    import fcntl
-
-    with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
-        stream = opened.enter_context(file.open("a"))
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
-            opened.pop_all()
-            return stream
-    return None
-
-
-def _remove_abandoned(root: Path, pattern: str, seconds: float, but: Path | None = None) -> None:
-    for left in root.glob(pattern):
-        # Another process may end its work, and with it the directory, meanwhile.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            if left != but and time.time() - left.stat().st_mtime >= seconds:
-                with _alone(left, wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _too_few(corpus: str, path: str | None, count: int, skipped: Mapping[str, int]) -> str:

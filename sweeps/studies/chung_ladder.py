@@ -23,10 +23,16 @@ from lab.structure import ALONE, LADDER
 from sweeps.scale import FULL, GPU, SMALL
 from sweeps.study import Study, arm
 
-# The rungs of each budget of `small` that hold the minimum and its neighbours, as the first seeds found them: three seeds there.
+# Budgets and rungs of `small` with three seeds: the minimum and its neighbours, as the first seeds found them.
 NEAR_MINIMUM = {(0, 0), (0, 1), (0, 2), *((b, b + k) for b in (1, 2, 3) for k in (1, 2, 3))}
 PRESETS = {
-    "small": replace(SMALL, budgets=(*SMALL.budgets, 1.92e12), widths=(*SMALL.widths, 64), seeds=1),
+    "small": replace(
+        SMALL,
+        budgets=(*SMALL.budgets, 1.92e12),
+        widths=(*SMALL.widths, 64),
+        seeds=1,
+        extra_seeds=dict.fromkeys(NEAR_MINIMUM, 3),
+    ),
     "gpu": replace(GPU, budgets=(2.5e12, 1e13, 4e13), widths=(32, *GPU.widths[:-1]), seeds=1),
     "full": FULL,
 }
@@ -44,6 +50,5 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         arms=arms,
         baseline="encoder_decoder",
         sizes=scale.sizes(),
-        extra_seeds=dict.fromkeys(NEAR_MINIMUM, 3) if preset == "small" else {},
         **scale.study,
     )

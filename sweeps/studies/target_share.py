@@ -87,7 +87,8 @@ def main(directories: list[Path], out: Path) -> None:
         for found in json.loads((directory / VERDICT).read_text(encoding="utf-8"))["differences"]:
             rows.append({"panel": what, **{key: found.get(key) for key in COLUMNS}})
     out.mkdir(parents=True, exist_ok=True)
-    rows += [row for row in earlier(out / CSV) if row["panel"] not in {row["panel"] for row in rows}]
+    given = {row["panel"] for row in rows}
+    rows += [row for row in earlier(out / CSV) if row["panel"] not in given]
     if missing := [row["panel"] for row in rows if row["value"] is None]:
         print(f"no difference could be made in {', '.join(dict.fromkeys(missing))}: see the reports there")
     order = [*SHARES, *PAIRS]  # of text of one's own "1-2-novels"

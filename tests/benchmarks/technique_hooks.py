@@ -40,8 +40,7 @@ for _ in sys.stdin:
 
 def start(checkout: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", ONE, str(checkout)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL, text=True, cwd=checkout,
-                            env={**os.environ, "PYTHONPATH": str(checkout)})  # fmt: skip
+                            text=True, cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)})  # fmt: skip
 
 
 def turn(process: subprocess.Popen[str]) -> float:
@@ -56,14 +55,16 @@ def compared(before: Path, turns: int) -> tuple[float, float, float]:
     """Medians of a fresh process of either checkout, seconds a step, and the median ratio of their turns."""
     then, now = start(before), start(HERE)
     try:
-        turn(then), turn(now)  # compiles
+        for process in (then, now):
+            turn(process)  # compiles
         pairs = []
         for index in range(turns):
             order = (then, now) if index % 2 else (now, then)
             taken = {process: turn(process) for process in order}
             pairs.append((taken[then], taken[now]))
     finally:
-        then.kill(), now.kill()
+        for process in (then, now):
+            process.kill()
     olds, news = zip(*pairs, strict=True)
     return statistics.median(olds), statistics.median(news), statistics.median(new / old for old, new in pairs)
 

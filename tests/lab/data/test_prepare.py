@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import time
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -332,9 +332,9 @@ def test_the_real_python_corpus(cache, monkeypatch, tmp_path_factory):
     # In the session's cache, for other tests to use.
     monkeypatch.setenv("BITTERLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     described = describe("python")
-    start = time.perf_counter()
-    assert describe("python") == described
-    assert time.perf_counter() - start < 0.5
+    with monkeypatch.context() as again:  # nothing is read a second time
+        again.setattr(sys.modules[describe.__module__], "_build", None)
+        assert describe("python") == described
     names = {source["name"] for source in described.summary["sources"]}
     assert {"python", "jax", "numpy", "scipy", "flax", "optax"} <= names
     assert not names & {"bitterlab", "pytest", "hypothesis", "ruff", "pip"}
