@@ -16,8 +16,9 @@ from lab.ledger import method_of
 from lab.objectives import Batch, build
 from lab.spec import Data, Objective, Run
 
-# Tokens that are read and built together: arrays of a step or two are so small that calls would be what they cost.
-AHEAD = 2**16
+# Tokens that are read and built together: arrays of a step or two are so small that calls would be what they cost. Whoever
+# reads on gets four times as many each time, up to the most; whoever reads here and there, and a run of a few steps, few.
+FEW, AHEAD = 2**10, 2**16
 
 
 class Batches:
@@ -33,6 +34,7 @@ class Batches:
         self._sentinels = o.ul2_spans if o.name == "ul2" else 0
         # A block of the stream, and what is made of it.
         self._built: tuple[range, Batch] = range(0), Batch(None, None, None)
+        self._ahead = FEW
         count = run.evaluation.examples
         self.held_out: list[tuple[Form, Batch]]
         if o.name == "pairs":
@@ -62,7 +64,9 @@ class Batches:
             return form, self._read(form, examples)
         there, built = self._built
         if not (there.start <= examples.start and examples.stop <= there.stop):
-            there = range(examples.start, examples.start + max(count, AHEAD // self.forms[form].length))
+            on = there.start < examples.start <= there.stop
+            self._ahead = min(AHEAD, 4 * self._ahead) if on else FEW
+            there = range(examples.start, examples.start + max(count, self._ahead // self.forms[form].length))
             built = self._read(form, there)
             self._built = there, built
         return form, Batch(*(part[examples.start - there.start :][: len(examples)] for part in built))

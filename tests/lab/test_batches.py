@@ -61,7 +61,8 @@ def test_hosts_and_order_change_nothing(name, seed, step, hosts):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_is_read_ahead_is_what_each_step_would_read(name, monkeypatch):
-    monkeypatch.setattr("lab.batches.AHEAD", 20 * 12)  # two steps and a half
+    monkeypatch.setattr("lab.batches.FEW", 8 * 12)  # one step, then two and a half at most
+    monkeypatch.setattr("lab.batches.AHEAD", 20 * 12)
     one = batches(name)
     for step in (*range(9), 3, 4, 11, 10, 0):
         form, batch = one.step(step)

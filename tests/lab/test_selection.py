@@ -33,12 +33,13 @@ def test_rho_trains_on_the_most_reducible():
     state = compiled(p).init(0)
     state["holdout"] = jax.tree.map(jnp.array, p.model.init(1))
     batch = some_batch(run, 12)
-    losses = [np.asarray(token_losses(p.model, p.forms[0], params, batch)).mean(axis=1)
-              for params in (state["params"], state["holdout"])]  # fmt: skip
+    losses_of = jax.jit(lambda params, b: token_losses(p.model, p.forms[0], params, b).mean(axis=1))
+    losses = [np.asarray(losses_of(state[of], batch)) for of in ("params", "holdout")]
     rows = np.sort(np.argsort(losses[1] - losses[0])[:4])
     plain = program(replace(run, technique=None), ONE)
-    wanted, loss, _ = train_step(plain, {k: state[k] for k in ("params", "optimizer")},
-                                 Batch(*(a[rows] for a in batch)), hyper, rate)  # fmt: skip
+    wanted, loss, _ = jax.jit(lambda s, b: train_step(plain, s, b, hyper, rate))(
+        {k: state[k] for k in ("params", "optimizer")}, Batch(*(a[rows] for a in batch))
+    )
     after, got, _ = jax.jit(lambda s, b: train_step(p, s, b, hyper, rate))(state, batch)
     assert float(got) == pytest.approx(float(loss), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), after["params"], wanted["params"])

@@ -193,6 +193,7 @@ def test_layers_that_join_are_copies_and_take_a_first_step(optimizer):
     assert float(norm) > 0.5
     gradient = jax.tree.map(lambda g: g * 0.5 / norm, gradient)  # clipped as one
 
+    @jax.jit
     def alone(params, gradient, inner):
         from lab.optimizers import OPTIMIZERS
 
