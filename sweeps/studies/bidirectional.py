@@ -25,11 +25,12 @@ PAIRS = {
 }
 MUST = replace(
     SMALL,
-    budgets=(2e11, 8e11, 3.2e12),
-    widths=(16, 24, 32, 48),
+    budgets=(1e11, 4e11, 1.6e12),
+    widths=(16, 24, 32),
     depth=1,
     batch=32,
-    seeds=2,
+    seeds=3,
+    window=3,
     repeat=True,
     learning_rate=0.01,
 )

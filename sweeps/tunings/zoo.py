@@ -1,8 +1,8 @@
 """Every modification of the study `options`, tuned alike.
 
 command    lab tune zoo --rules sweeps/rules/zoo.json
-cost       4.7e13 FLOPs in 1,760 trials (grids were moved twice; 1,232 are planned at first, for 28 minutes on 2 CPU cores),
-           1.7 hours of training, 53 minutes on cores shared with other work
+cost       6.7e13 FLOPs in 1,144 trials (880 are planned at first, for 27 minutes on 2 CPU cores; grids were moved twice),
+           1.2 hours of training, 37 minutes on cores shared with other work
 expected   docs/studies/tuning-zoo.md
 """
 
@@ -20,10 +20,10 @@ def tuning(preset: str = "small", data: Data | None = None) -> Tuning:
     return Tuning(
         name="zoo",
         arms={name: arm("decoder_only", data, S=64, T=64, options=options) for name, options in ZOO.items()},
-        budgets=(5e9, 1.4e10, 4e10),
-        sizes=ladder(8, 16, depth=2),
-        hold_out=(8e10, shape(24, 2)),
+        budgets=(1.5e10, 6e10),
+        sizes=ladder(12, 24, depth=2),
+        hold_out=(1.6e11, shape(32, 2)),
         batch=8,
-        rates=(0.015, 0.03, 0.06, 0.12),
+        rates=(0.0125, 0.025, 0.05, 0.1),
         seeds=2,
     )
