@@ -14,7 +14,7 @@ from analysis import compare, noise
 from analysis.compare import Compared, Difference, Reading, Verdict
 from analysis.crossing import COLUMNS, Crossing, crossing, frontier, measured_draws
 from analysis.fit import DELTA, LEAST_SQUARES, Fit, fit_law
-from analysis.frame import compact, finished, load
+from analysis.frame import compact, finished, for_laws, load
 from analysis.guards import Case, find
 from analysis.isoflop import Minima, Minimum, minima
 from analysis.noise import LackOfFit, Noise
@@ -153,10 +153,7 @@ def _huber_delta(frame: pd.DataFrame) -> float:
 
 
 def _shared_law(frame: pd.DataFrame, *, delta: float, weights: Any = None) -> Fit:
-    rows = finished(frame)
-    if rows.empty:
-        raise Refusal("no run has finished, so there is nothing to fit")
-    return fit_law(LAW, rows, columns=COLUMNS, delta=delta, weights=weights)
+    return fit_law(LAW, for_laws(frame), columns=COLUMNS, delta=delta, weights=weights)
 
 
 def _draws(law: Fit | Refused, frame: pd.DataFrame) -> Draws:
@@ -199,6 +196,8 @@ def _curve(found: Minima, arm: str) -> Fit:
     points = [m for (name, _), m in found.items() if name == arm and isinstance(m, Minimum)]
     if not points:
         raise Refusal(f"{arm} has no iso-FLOP minimum at any budget")
+    if any(m.loss <= 0 for m in points):
+        raise Refusal(f"{arm}'s minimum is at a loss of 0, and laws are fitted to logarithms of losses")
     return fit_law("power_law_with_asymptote", {"C": [m.budget for m in points], "loss": [m.loss for m in points]})
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.guards import facts
+from analysis.refusal import Refusal
 from lab import plan_file, records, spec
 
 CONVENTIONS = ("exact", "dense", "6nd", "textbook")
@@ -198,6 +199,16 @@ def finished(frame: pd.DataFrame) -> pd.DataFrame:
     kept = frame.loc[frame["status"] == "done", :].copy()
     kept.attrs = frame.attrs
     return kept
+
+
+def for_laws(frame: pd.DataFrame) -> pd.DataFrame:
+    """`finished`. Raises Refusal where there is no row, or a loss of 0, of which a law of log losses can say nothing."""
+    rows = finished(frame)
+    if rows.empty:
+        raise Refusal("no run has finished, so there is nothing to fit")
+    if none := int((rows["loss"] <= 0).sum()):
+        raise Refusal(f"{none} of {len(rows)} runs reached a loss of 0, and laws are fitted to logarithms of losses")
+    return rows
 
 
 def compact(value: float) -> str:

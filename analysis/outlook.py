@@ -17,7 +17,7 @@ from analysis.crossing import COLUMNS
 from analysis.curves import Curves, curves, measured_cost
 from analysis.fit import Fit, fit_law
 from analysis.forecast import Forecast, Price, forecasts
-from analysis.frame import finished
+from analysis.frame import for_laws
 from analysis.refusal import Refusal, Refused
 from analysis.resample import cluster_bootstrap
 from analysis.robust import SCATTER
@@ -41,7 +41,7 @@ class Outlook:
 
 def outlook(frame: pd.DataFrame) -> Outlook:
     """Raises Refusal where the law does not converge, or where fewer than two arms have runs of their own."""
-    rows = finished(frame)
+    rows = for_laws(frame)
     arms = [arm for arm in frame.attrs["study"]["arms"] if (rows["arm"] == arm).any()]
     own = {arm: tuple(sorted(rows.loc[rows["arm"] == arm, "run_id"])) for arm in arms}
     # Arms that are the same runs are one curve.

@@ -25,7 +25,7 @@ PAIRS = {
 }
 MUST = replace(
     SMALL,
-    budgets=(1e11, 4e11, 1.6e12),
+    budgets=(1e11, 2e11, 4e11),
     widths=(16, 24, 32),
     depth=1,
     batch=32,
@@ -34,15 +34,16 @@ MUST = replace(
     repeat=True,
     learning_rate=0.01,
 )
+WORDS = 8  # and as many entries: with 16 some seeds had learned nothing after 1.6e12 FLOPs
 PRESETS = {**SCALES, "must": MUST}
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
     scale, must = PRESETS[preset], preset == "must"
-    data = data or scale.corpus("late_dictionary:documents=65536" if must else "python")
+    data = data or scale.corpus(f"late_dictionary:documents=65536,words={WORDS},keys={WORDS}" if must else "python")
     settings = scale.halves
     if must:
-        settings |= {"S": 32, "T": 16, "evaluation": Evaluation(examples=1024)}
+        settings |= {"S": 2 * WORDS, "T": WORDS, "evaluation": Evaluation(examples=1024)}
     # With one layer and memory=same the dial has no effect (lab.structure.canonical): that task takes memory=final.
     names = ("only_causal", "encoder_decoder") if must else tuple(PAIRS)
     return Study(

@@ -41,9 +41,7 @@ ZOO = {
     "shared_layers": Options(share_layers=True),
 }
 PRESETS = {
-    "small": replace(
-        SMALL, budgets=(1e10, 4e10, 1.6e11), widths=SMALL.widths[:-1], window=3, learning_rate="tuned:zoo"
-    ),
+    "small": replace(SMALL, budgets=(1e10, 4e10, 1.6e11), learning_rate="tuned:zoo"),
     "gpu": replace(GPU, budgets=(1e12, 4e12, 1.6e13), widths=(32, *GPU.widths[:-2]), window=3, batch=16),
     "full": replace(FULL, budgets=FULL.budgets[:3], widths=FULL.widths[:6]),
 }

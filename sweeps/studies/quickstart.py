@@ -11,7 +11,10 @@ from sweeps.ladder import ladder
 from sweeps.study import Study, arm, corpus, name_of
 
 # smoke: the same study at a size that shows in a minute whether every part works, and nothing else.
-PRESETS = {"small": {"budgets": (3e10, 1.2e11, 4.8e11), "batch": 8}, "smoke": {"budgets": (1e9, 2e9, 4e9), "batch": 1}}
+PRESETS = {
+    "small": {"budgets": (3e10, 1.2e11, 4.8e11), "batch": 8, "widths": (8, 12, 16, 24, 32, 48)},
+    "smoke": {"budgets": (1e9, 2e9, 4e9), "batch": 1, "widths": (8, 12, 16, 24)},
+}
 
 
 def study(preset: str = "small", data: Data | None = None) -> Study:
@@ -28,7 +31,7 @@ def study(preset: str = "small", data: Data | None = None) -> Study:
         },
         baseline="decoder_only",
         budgets=PRESETS[preset]["budgets"],
-        sizes=ladder(8, 12, 16, 24, 32, 48, depth=2),
+        sizes=ladder(*PRESETS[preset]["widths"], depth=2),
         window=4,
         # A large vocabulary makes a step cost more: smaller steps, so that whole ones still match.
         batch=max(1, PRESETS[preset]["batch"] * 256 // max(256, data.vocabulary // 4)),

@@ -15,6 +15,7 @@ import analysis
 import synthetic
 from analysis import plots
 from analysis.answer import analyse
+from analysis.compare import Difference
 from analysis.fit import Fit
 from analysis.refusal import Refused
 from analysis.report import render, text, verdict_json
@@ -92,6 +93,21 @@ def test_an_unfinished_study_is_refused_not_crashed(tmp_path, finished):
     assert [v.kind for v in answer.verdicts] == ["refused"]
     assert "refused" in render(answer) and "[refused]" in text(answer)
     assert finished > 5 or analysis.summary(tmp_path) == text(answer)
+    assert json.dumps(verdict_json(answer), allow_nan=False)
+
+
+def test_losses_of_zero_are_compared_and_no_law_is_fitted(tmp_path):
+    def learned(result):
+        result["outcome"]["loss"] = max(0.0, result["outcome"]["loss"] - 2.517)
+
+    synthetic.write(tmp_path, synthetic.Study(arms=TWO, baseline="decoder_only", change=learned))
+    answer = analyse(tmp_path)
+    zeros = int((answer.frame["loss"] == 0).sum())
+    assert 0 < zeros < len(answer.frame) and all(np.isfinite(answer.frame["loss"]))
+    for refused in (answer.law, answer.outlook):
+        assert isinstance(refused, Refused) and f"{zeros} of 28 runs reached a loss of 0" in refused.reason
+    assert any(isinstance(found, Difference) for found in answer.differences.values())
+    assert "reached a loss of 0" in render(answer) and "A better" in text(answer)
     assert json.dumps(verdict_json(answer), allow_nan=False)
 
 
